@@ -1,0 +1,44 @@
+# The two commands a newcomer needs: `make demo` and `make test`. Both set up all they need first.
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+# The system's own interpreter where it will do: it is what the product has to run under.
+PYTHON ?= $(shell for p in /usr/bin/python3 python3 python3.13 python3.12 python3.11; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: setup demo test check bench serve generate docs clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml scripts/setup.sh ext/poolmgr_ext/sockdiag.pyx ext/poolmgr_ext/sockdiag.pxd
+	@PYTHON="$(PYTHON)" scripts/setup.sh $(VENV)
+	@touch $@
+
+demo: setup
+	@$(BIN)/python scripts/demo.py
+
+test: setup check
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python scripts/check_house.py
+
+bench: setup
+	@for b in respawn rpc; do $(BIN)/python -m bench.$$b $(BENCH_ARGS) || exit 1; done
+
+serve: setup
+	@$(BIN)/poolmgr serve
+
+generate: setup
+	@PYTHON=$(BIN)/python scripts/generate.sh
+
+docs: setup
+	@$(BIN)/python scripts/draw_lifecycle.py
+	@$(BIN)/python scripts/list_behaviours.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info ext/*.egg-info ext/poolmgr_ext/*.so ext/poolmgr_ext/*.c

@@ -1,0 +1,1 @@
+# Makes `from poolmgr_ext.sockdiag cimport ...` resolve.

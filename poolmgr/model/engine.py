@@ -1,0 +1,147 @@
+"""An engine process: how it is launched, who it is, how it ended, what it says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class CrashCause(StrEnum):
+    """Why an engine ended or was ended (LIVE-3, a closed set)."""
+
+    EXIT_CODE = "EXIT_CODE"
+    SIGNAL = "SIGNAL"
+    HOST_OOM = "HOST_OOM"
+    GPU_OOM = "GPU_OOM"
+    CUDA_ERROR = "CUDA_ERROR"
+    DEVICE_LOST = "DEVICE_LOST"
+    HEALTH_CHECK_FAILED = "HEALTH_CHECK_FAILED"
+    HUNG = "HUNG"
+    START_FAILED = "START_FAILED"
+    STALLED = "STALLED"
+    STOPPED_BY_US = "STOPPED_BY_US"
+    UNKNOWN = "UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """One engine to run. The directory, the cgroup leaf and the shim are named by `engine_id`, a uuid in hex.
+
+    `argv[0]` is an absolute path. `env` is the whole environment. `port` is the port it will listen on, 0 for none.
+    """
+
+    engine_id: str
+    pool_id: str
+    generation: int
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    port: int = 0
+    log_limit_bytes: int = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """A process that cannot be mistaken for another: a pid means nothing without its start time and boot.
+
+    `start_ticks`: field 22 of /proc/<pid>/stat. `pidfd_inode`: None on kernels before 6.9.
+    """
+
+    boot_id: str
+    pid: int
+    start_ticks: int
+    pidfd_inode: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExitRecord:
+    """How a process ended; all None when nobody could tell. `source`: shim, zombie, pidfd_info or unknown."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+    oom_killed: bool = False
+    source: str = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an engine's process tree has used so far; None where the host does not say.
+
+    `log_bytes` and `read_bytes` only rise while the tree lives; `rss_bytes` is the sum over its processes.
+    """
+
+    log_bytes: int = 0
+    rss_bytes: int | None = None
+    read_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What a ready engine says of itself; zero or empty when it does not say."""
+
+    version: str = ""
+    slots: int = 0
+    context_length: int = 0
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What the log of a dead engine tells. `permanent`: the same spec would fail again."""
+
+    reason: str
+    message: str
+    permanent: bool
+
+
+class RecoveryState(StrEnum):
+    """What a daemon finds of an engine at its start."""
+
+    ALIVE = "ALIVE"
+    DEAD = "DEAD"
+    IN_DOUBT = "IN_DOUBT"
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveredEngine:
+    """An engine directory found at the daemon's start. `exit` is set when DEAD, `identity` when ALIVE.
+
+    `argv` is what it was started with.
+    """
+
+    engine_id: str
+    pool_id: str
+    generation: int
+    state: RecoveryState
+    port: int
+    argv: tuple[str, ...] = ()
+    identity: ProcessIdentity | None = None
+    exit: ExitRecord | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTarget:
+    """Where and how to ask: `host:port`, and the request. `timeout` in seconds bounds the whole exchange."""
+
+    kind: str
+    host: str
+    port: int
+    path: str = ""
+    service: str = ""
+    body: str = ""
+    expect: str = ""
+    timeout: float = 3.0
+
+
+class ProbeOutcome(StrEnum):
+    OK = "OK"
+    LOADING = "LOADING"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    outcome: ProbeOutcome
+    detail: str = ""
+    numbers: Mapping[str, int] = field(default_factory=dict)

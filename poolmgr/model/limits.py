@@ -1,0 +1,87 @@
+"""What a pool's spec may hold, whoever sends it: the file, the API or a test. Pure; says every problem at once."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Final
+
+from poolmgr.model.pool import MAX_SLOTS, EngineName, ModelSpec, PoolSpec, ProbeKind, ProbeSpec, SupervisionOverrides
+
+MAX_PORT: Final = 65_535
+MAX_COUNT: Final = 10_000
+MAX_MILLISECONDS: Final = 3_600_000
+MAX_SECONDS: Final = 86_400
+MAX_CONTEXT_LENGTH: Final = 2**32 - 1
+MAX_PRIORITY: Final = 2**31 - 1
+
+_POOL_ID: Final = re.compile(r"[a-z0-9-]{1,63}")
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+
+_MAY_BE_ZERO: Final = frozenset({"backoff_initial_ms", "backoff_floor_ms"})  # a restart at once
+
+# The dotted name of a field, and what is wrong with it.
+Problem = tuple[str, str]
+
+
+def is_pool_id(text: str) -> bool:
+    return _POOL_ID.fullmatch(text) is not None
+
+
+def spec_problems(spec: PoolSpec) -> tuple[Problem, ...]:
+    """What is wrong with a spec whatever the engine and the host; empty when nothing is."""
+    return (*_own_problems(spec), *_model_problems(spec.model), *_probe_problems(spec), *_override_problems(spec))
+
+
+def _own_problems(spec: PoolSpec) -> Iterator[Problem]:
+    yield from _range("slots", spec.slots, 1, MAX_SLOTS)
+    yield from _range("port", spec.port, 0, MAX_PORT)
+    yield from _range("drain_deadline", spec.drain_deadline, 0, MAX_SECONDS)
+    yield from _range("priority", spec.priority, -MAX_PRIORITY, MAX_PRIORITY)
+    texts = (spec.command, *spec.args, *spec.env.keys(), *spec.env.values())
+    if any("\0" in text for text in texts):
+        yield "args", "command, args and env cannot hold a NUL character"
+    for name in spec.env:
+        if not name or "=" in name:
+            yield f"env.{name}", "is no name of an environment variable"
+
+
+def _model_problems(model: ModelSpec) -> Iterator[Problem]:
+    if model.path and (not model.path.startswith("/") or "\0" in model.path):
+        yield "model.path", f"must be an absolute path, not {model.path!r}"
+    if model.digest and not _DIGEST.fullmatch(model.digest):
+        yield "model.digest", f"must be sha256: and 64 lower-case hex digits, not {model.digest!r}"
+    yield from _range("model.context_length", model.context_length, 0, MAX_CONTEXT_LENGTH)
+
+
+def _probe_problems(spec: PoolSpec) -> Iterator[Problem]:
+    probes: tuple[tuple[str, ProbeSpec], ...] = (("readiness", spec.readiness), ("liveness", spec.liveness))
+    for name, probe in probes:
+        yield from _range(f"{name}.interval", probe.interval, 0, MAX_SECONDS)
+        yield from _range(f"{name}.timeout", probe.timeout, 0, MAX_SECONDS)
+        yield from _range(f"{name}.failure_threshold", probe.failure_threshold, 0, MAX_COUNT)
+        if probe.kind is ProbeKind.NONE and spec.engine is not EngineName.COMMAND:
+            yield f"{name}.kind", f"NONE is for {EngineName.COMMAND} only"
+        if probe.path and not probe.path.startswith("/"):
+            yield f"{name}.path", f"must begin with /, not {probe.path!r}"
+
+
+def _override_problems(spec: PoolSpec) -> Iterator[Problem]:
+    for field in fields(SupervisionOverrides):
+        value: int | None = getattr(spec.supervision, field.name)
+        if value is not None:
+            least = 0 if field.name in _MAY_BE_ZERO else 1
+            yield from _range(f"supervision.{field.name}", value, least, _most(field.name))
+
+
+def _most(key: str) -> int:
+    if key.endswith("_ms"):
+        return MAX_MILLISECONDS
+    return MAX_SECONDS if key.endswith("_secs") else MAX_COUNT
+
+
+def _range(name: str, value: float, least: float, most: float) -> Iterator[Problem]:
+    if not math.isfinite(value) or not least <= value <= most:
+        yield name, f"must be {least} to {most}, not {value}"

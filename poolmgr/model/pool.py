@@ -1,0 +1,189 @@
+"""What a pool is asked to be (`PoolSpec`) and what it is at one revision (`PoolView`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from poolmgr.model.engine import ExitRecord
+
+MAX_SLOTS = 4096
+LOG_TAIL_LINES = 50
+
+
+class PoolState(StrEnum):
+    PENDING = "PENDING"
+    PROVISIONING = "PROVISIONING"
+    STARTING = "STARTING"
+    READY = "READY"
+    DRAINING = "DRAINING"
+    STOPPING = "STOPPING"
+    STOPPED = "STOPPED"
+    BACKOFF = "BACKOFF"
+    PARKED = "PARKED"
+    UNKNOWN = "UNKNOWN"
+    LOST = "LOST"
+
+
+class BreakerState(StrEnum):
+    CLOSED = "CLOSED"
+    OPEN = "OPEN"
+    HALF_OPEN = "HALF_OPEN"
+
+
+class EngineName(StrEnum):
+    LLAMACPP = "LLAMACPP"
+    COMMAND = "COMMAND"
+    VLLM = "VLLM"
+    TGI = "TGI"
+    TRITON = "TRITON"
+
+
+class RestartMode(StrEnum):
+    ON_FAILURE = "ON_FAILURE"
+    ALWAYS = "ALWAYS"
+    NEVER = "NEVER"
+
+
+class ProbeKind(StrEnum):
+    DEFAULT = "DEFAULT"
+    HTTP = "HTTP"
+    TCP = "TCP"
+    GRPC = "GRPC"
+    SYNTHETIC = "SYNTHETIC"
+    NONE = "NONE"
+
+
+class Origin(StrEnum):
+    """Who declared a pool: a file reload touches only pools that the file declared (CFG-3)."""
+
+    API = "api"
+    CONFIG = "config"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """`path`: absolute. `digest`: ``sha256:<hex>`` or empty. `context_length`: tokens per slot, 0 = engine's own."""
+
+    path: str = ""
+    digest: str = ""
+    context_length: int = 0
+    cache_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSpec:
+    """How to ask an engine whether it is well. `interval` and `timeout` in seconds, 0 = the supervision default."""
+
+    kind: ProbeKind = ProbeKind.DEFAULT
+    path: str = ""
+    service: str = ""
+    body: str = ""
+    expect: str = ""
+    interval: float = 0.0
+    timeout: float = 0.0
+    failure_threshold: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisionOverrides:
+    """CFG-2 keys that a pool changes for itself; None keeps the daemon's value."""
+
+    health_check_interval_ms: int | None = None
+    health_check_timeout_ms: int | None = None
+    health_check_failures: int | None = None
+    readiness_interval_ms: int | None = None
+    start_timeout_secs: int | None = None
+    stall_timeout_secs: int | None = None
+    backoff_initial_ms: int | None = None
+    backoff_max_ms: int | None = None
+    backoff_floor_ms: int | None = None
+    circuit_breaker_threshold: int | None = None
+    circuit_breaker_timeout_secs: int | None = None
+    restart_rate_limit: int | None = None
+    restart_window_secs: int | None = None
+    stable_secs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """The desired pool. `drain_deadline` in seconds. `device_mask` empty or "none" means no GPU."""
+
+    engine: EngineName
+    model: ModelSpec = field(default_factory=ModelSpec)
+    command: str = ""
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    device_mask: str = ""
+    slots: int = 1
+    port: int = 0
+    readiness: ProbeSpec = field(default_factory=ProbeSpec)
+    liveness: ProbeSpec = field(default_factory=ProbeSpec)
+    restart: RestartMode = RestartMode.ON_FAILURE
+    supervision: SupervisionOverrides = field(default_factory=SupervisionOverrides)
+    drain_deadline: float = 300.0
+    preload: bool = False
+    priority: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRecord:
+    """A pool as it is kept: the spec of its newest generation. `create_time` in Unix seconds."""
+
+    pool_id: str
+    spec: PoolSpec
+    generation: int
+    origin: Origin
+    create_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolError:
+    """What ended the last engine or start. `reason` is a crash cause or an error reason; `at` in Unix seconds."""
+
+    reason: str
+    message: str
+    at: float
+    log_tail: tuple[str, ...] = ()
+    exit: ExitRecord | None = None
+    uptime: float | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """A pool at one revision, as the API shows it. Times in Unix seconds, durations in seconds; None is unknown."""
+
+    pool_id: str
+    spec: PoolSpec
+    origin: Origin
+    revision: int
+    generation: int
+    state: PoolState
+    state_reason: str
+    live: bool
+    ready: bool
+    draining: bool
+    slots_total: int
+    slots_free: int
+    active_leases: int
+    waiting: int
+    engine_id: str
+    engine_version: str
+    endpoint: str
+    pid: int
+    restart_count: int
+    breaker_state: BreakerState
+    backoff_until: float | None
+    last_error: PoolError | None
+    progress_phase: str
+    progress_message: str
+    progress_bytes: int
+    create_time: float
+    start_time: float | None
+    ready_time: float | None
+    context_length: int
+    load_time: float | None
+    memory_bytes: int | None

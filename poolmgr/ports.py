@@ -1,0 +1,208 @@
+"""What `runtime` needs of the outside, as Protocols. Each is here because something uses it.
+
+The determinism seam: time, randomness, threads and blocking work reach `runtime` only through `Clock`, `Rng` and
+`Workers`, so that one seed replays one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Protocol, TypeVar
+
+from poolmgr.model.engine import (
+    Diagnosis,
+    EngineFacts,
+    ExitRecord,
+    LaunchSpec,
+    ProbeResult,
+    ProbeTarget,
+    ProcessIdentity,
+    RecoveredEngine,
+    Usage,
+)
+from poolmgr.model.pool import EngineName, PoolRecord, PoolSpec
+
+T = TypeVar("T")
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Clock(Protocol):
+    """Two clocks: `now` in seconds on the boot-time clock, which counts suspend; `wall` in Unix seconds, for people."""
+
+    def now(self) -> float: ...
+    def wall(self) -> float: ...
+    def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
+        """Calls back on the event loop at `when` on the boot-time clock, never earlier."""
+        ...
+
+    async def sleep_until(self, when: float) -> None: ...
+
+
+class Rng(Protocol):
+    def random(self) -> float:
+        """Uniform in [0, 1)."""
+        ...
+
+    def hex(self, nbytes: int) -> str:
+        """`nbytes` unpredictable bytes as lower-case hex: ids and secrets."""
+        ...
+
+
+class Workers(Protocol):
+    """A named, bounded set of threads for work that blocks."""
+
+    async def run(self, function: Callable[..., T], *args: object) -> T: ...
+
+
+class Store(Protocol):
+    """Desired state. Each coroutine returns once the change is durable (synchronous=FULL).
+
+    Raises EnvironmentFault(STORE_UNAVAILABLE) when a change could not be made durable; nothing is changed then.
+    """
+
+    @property
+    def epoch(self) -> int:
+        """How often this state directory was opened; durable before the store is handed out."""
+        ...
+
+    async def load(self) -> Sequence[PoolRecord]:
+        """The newest generation of every pool, by pool id."""
+        ...
+
+    async def put_pool(self, record: PoolRecord) -> None:
+        """Adds a generation; the last 20 of a pool are kept."""
+        ...
+
+    async def delete_pool(self, pool_id: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class EngineListener(Protocol):
+    """What a runtime tells about one engine, on the event loop. `exited` comes once per start, then `tree_empty`."""
+
+    def exited(self, record: ExitRecord) -> None:
+        """The main process ended."""
+        ...
+
+    def tree_empty(self) -> None:
+        """No process of the engine is left, and all are reaped."""
+        ...
+
+
+class Runtime(Protocol):
+    """Owns engine processes. Every method that names an engine it does not know raises KeyError.
+
+    A process is signalled only through a pidfd whose identity was checked, or its whole tree through its container.
+    """
+
+    @property
+    def containment(self) -> str:
+        """`cgroup` or `process-group`."""
+        ...
+
+    async def start(self, launch: LaunchSpec, listener: EngineListener) -> ProcessIdentity:
+        """Starts the engine, in the directory and under the shim that its id already has, if it has them.
+
+        Returns after a successful exec. Raises EnvironmentFault(SPAWN_FAILED) with `errno` when exec or fork failed;
+        no process of the engine is left then. The listener hears of every end after a successful return.
+        """
+        ...
+
+    def terminate(self, engine_id: str) -> None:
+        """SIGTERM to the main process, by pidfd. No effect when it is gone."""
+        ...
+
+    def kill_tree(self, engine_id: str) -> None:
+        """SIGKILL to every process of the engine. No effect when none is left."""
+        ...
+
+    async def rest(self, engine_id: str) -> None:
+        """Ends the shim of an engine whose tree is empty; directory, log and records stay. Unknown ids: no effect."""
+        ...
+
+    async def remove(self, engine_id: str) -> None:
+        """Ends the shim, removes leaf and directory. Only for an engine whose tree is empty. Unknown ids: no effect."""
+        ...
+
+    async def recover(self) -> Sequence[RecoveredEngine]:
+        """What engine directories say at the daemon's start. Starts, signals and removes nothing."""
+        ...
+
+    def attach(self, engine_id: str, listener: EngineListener) -> None:
+        """Watches a recovered engine that is ALIVE, as if `start` had returned it."""
+        ...
+
+    def usage(self, engine_id: str) -> Usage: ...
+
+    def owner_of_port(self, engine_id: str, port: int) -> bool | None:
+        """Whether the socket that listens on 127.0.0.1:`port` is held by the engine's tree; None: nobody listens."""
+        ...
+
+    def log_path(self, engine_id: str) -> str: ...
+
+    def log_tail(self, engine_id: str, lines: int) -> tuple[str, ...]:
+        """The last lines of the log, at most 64 KiB of it, undecodable bytes replaced."""
+        ...
+
+    def follow_log(self, engine_id: str, lines: int) -> AsyncGenerator[tuple[str, ...], None]:
+        """The last lines, then new ones as they are written (inotify, no polling), until the engine is removed."""
+        ...
+
+    def directory(self, engine_id: str) -> str: ...
+
+    async def close(self) -> None:
+        """Lets go of shims and engines; both go on."""
+        ...
+
+
+class EngineKind(Protocol):
+    """What is peculiar to a kind of engine. Pure but for `check` and `describe`."""
+
+    @property
+    def name(self) -> EngineName: ...
+
+    def validate(self, spec: PoolSpec) -> None:
+        """Raises ClientError for a spec that can never run, without looking at the host."""
+        ...
+
+    def check(self, spec: PoolSpec) -> None:
+        """The gates before a spawn: model present, digest right, executable present. Blocking; raises ClientError."""
+        ...
+
+    def render(self, spec: PoolSpec, port: int) -> tuple[tuple[str, ...], dict[str, str]]:
+        """(argv with an absolute argv[0], the kind's own environment variables)."""
+        ...
+
+    def readiness(self, spec: PoolSpec, port: int, timeout: float) -> ProbeTarget: ...
+    def liveness(self, spec: PoolSpec, port: int, timeout: float) -> ProbeTarget: ...
+
+    async def describe(self, spec: PoolSpec, port: int, timeout: float) -> EngineFacts:
+        """Asks a ready engine what it is; empty facts when it does not say."""
+        ...
+
+    def diagnose(self, record: ExitRecord, log_tail: Sequence[str]) -> Diagnosis | None:
+        """What the log tells of a death; None when it tells nothing that the exit does not."""
+        ...
+
+
+class Probe(Protocol):
+    async def __call__(self, target: ProbeTarget) -> ProbeResult:
+        """Asks once. Never raises for what the other side does; OK only when the answer is what was asked for."""
+        ...
+
+
+class Ports(Protocol):
+    """TCP ports on 127.0.0.1 for engines; one daemon never hands one port to two engines."""
+
+    def reserve(self, preferred: int) -> int:
+        """`preferred` when free, else the next free one within 100, else any. EnvironmentFault(PORT_UNAVAILABLE)."""
+        ...
+
+    def claim(self, port: int) -> None:
+        """Marks the port of a recovered engine as taken without looking whether it is free."""
+        ...
+
+    def release(self, port: int) -> None: ...
