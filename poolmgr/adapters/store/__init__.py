@@ -1,0 +1,1 @@
+"""Desired state: `sqlite` for a daemon, `memory` for tests. One contract suite runs on both."""

@@ -1,0 +1,1 @@
+"""The configuration at the edge: file, environment and flags in, frozen settings out."""
