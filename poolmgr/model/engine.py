@@ -55,7 +55,7 @@ class ProcessIdentity:
 
 @dataclass(frozen=True, slots=True)
 class ExitRecord:
-    """How a process ended; all None when nobody could tell. `source`: shim, zombie, pidfd_info or unknown."""
+    """How a process ended; all None when nobody could tell. `source`: shim, waitid, zombie, pidfd_info or unknown."""
 
     exit_code: int | None = None
     signal: int | None = None

@@ -1,0 +1,196 @@
+"""How a run of an engine ends: by our own doing, by its own, or because it is unfit; and where the pool goes then."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from poolmgr.core import restart
+from poolmgr.core.lifecycle import Trigger
+from poolmgr.core.messages import CountRestart, Exited, KillTree, NoteName, StartRefused, Terminate
+from poolmgr.core.starting import rest, start
+from poolmgr.core.state import Turn
+from poolmgr.errors import Reason
+from poolmgr.model.engine import CrashCause, ExitRecord
+from poolmgr.model.pool import PoolError, PoolState, RestartMode
+
+
+def refused(turn: Turn, fact: StartRefused) -> None:
+    if turn.pool.state is PoolState.STOPPING:
+        _settle_down(turn)
+        return
+    turn.note(NoteName.START_FAILED, reason=fact.reason, message=fact.message, permanent=fact.permanent)
+    error = PoolError(fact.reason, fact.message, turn.at.wall)
+    _judge(turn, error, permanent=fact.permanent)
+    _settle_down(turn)
+
+
+def stop(turn: Turn, grace: float, reason: str) -> None:
+    """Our own end of a pool: SIGTERM, then the kill after `grace` seconds. Never counted as a failure."""
+    state = turn.pool.state
+    turn.set(policy=restart.ended_well(turn.pool.policy, turn.at.now, turn.pool.settings), drain_until=None)
+    if state in (PoolState.BACKOFF, PoolState.PARKED):
+        turn.go(Trigger.HALT, reason, resume_at=None)
+        rest(turn)
+        return
+    turn.go(Trigger.STOP, reason, then=Trigger.HALT)
+    _end_process(turn, grace)
+
+
+def _end_process(turn: Turn, grace: float) -> None:
+    run = turn.pool.engine
+    if run is None:
+        return
+    turn.set_engine(probe=replace(run.probe, due=None, sent=None))
+    if run.main_alive and grace > 0:
+        turn.set_engine(kill_at=turn.at.now + grace)
+        turn.do(Terminate(run.engine_id))
+    else:
+        turn.do(KillTree(run.engine_id))
+
+
+def cause_of(record: ExitRecord) -> CrashCause:
+    if record.oom_killed:
+        return CrashCause.HOST_OOM
+    if record.signal is not None:
+        return CrashCause.SIGNAL
+    return CrashCause.EXIT_CODE if record.exit_code is not None else CrashCause.UNKNOWN
+
+
+def _text_of(record: ExitRecord, where: str) -> str:
+    if record.oom_killed:
+        return f"killed by the host's out-of-memory killer {where}"
+    if record.signal is not None:
+        return f"ended by signal {record.signal} {where}"
+    if record.exit_code is not None:
+        return f"exited with code {record.exit_code} {where}"
+    return f"ended {where}; nobody could tell how"
+
+
+def exited(turn: Turn, fact: Exited) -> None:
+    run = turn.pool.engine
+    if run is None or run.engine_id != fact.engine_id or not run.main_alive:
+        return
+    state = turn.pool.state
+    turn.set_engine(main_alive=False, kill_at=None, probe=replace(run.probe, due=None, sent=None))
+    turn.do(KillTree(run.engine_id))
+    if state is PoolState.STOPPING:
+        return
+    where = "before it was ready" if state is PoolState.STARTING else f"after {turn.at.now - run.started:.1f} s"
+    diagnosis = fact.diagnosis
+    error = PoolError(
+        reason=diagnosis.reason if diagnosis else cause_of(fact.record),
+        message=_text_of(fact.record, where) + (f": {diagnosis.message}" if diagnosis else ""),
+        at=turn.at.wall,
+        log_tail=fact.log_tail,
+        exit=fact.record,
+        uptime=turn.at.now - run.started,
+        memory_bytes=run.usage.rss_bytes,
+    )
+    graceful = fact.record.exit_code == 0 and state is not PoolState.STARTING
+    if graceful and turn.pool.spec.restart is not RestartMode.ALWAYS:
+        _ended_by_itself(turn)
+    else:
+        permanent = diagnosis is not None and diagnosis.permanent and state is PoolState.STARTING
+        fail(turn, error, grace=0.0, permanent=permanent)
+
+
+def _ended_by_itself(turn: Turn) -> None:
+    then = Trigger.RESUME if turn.pool.then is Trigger.RESUME else Trigger.HALT
+    policy = restart.ended_well(turn.pool.policy, turn.at.now, turn.pool.settings)
+    turn.go(Trigger.FAIL, "the engine exited with code 0", then=then, policy=policy, drain_until=None)
+
+
+def fail(turn: Turn, error: PoolError, grace: float, permanent: bool = False) -> None:
+    """The run is over or unfit: decide what comes next, then end what is left of it."""
+    draining, then, main_alive = turn.pool.state is PoolState.DRAINING, turn.pool.then, _main_alive(turn)
+    turn.note(
+        NoteName.ENGINE_CRASHED,
+        reason=error.reason,
+        message=error.message,
+        uptime_seconds=round(error.uptime or 0.0, 3),
+    )
+    if draining:  # it was about to be stopped anyway
+        policy = restart.ended_well(turn.pool.policy, turn.at.now, turn.pool.settings)
+        turn.set(last_error=error, then=then, policy=policy)
+    else:
+        _judge(turn, error, permanent)
+    turn.go(Trigger.FAIL, f"{error.reason}: {error.message}", drain_until=None)
+    if main_alive:
+        _end_process(turn, grace)
+
+
+def _main_alive(turn: Turn) -> bool:
+    return turn.pool.engine is not None and turn.pool.engine.main_alive
+
+
+def _judge(turn: Turn, error: PoolError, permanent: bool) -> None:
+    """Sets where the pool goes once no process is left: BACKOFF, PARKED or STOPPED, and until when."""
+    pool, at = turn.pool, turn.at
+    turn.set(last_error=error)
+    if pool.home and error.reason == Reason.PORT_TAKEN:
+        turn.set(home=replace(pool.home, fresh_port=True))
+    if permanent or pool.spec.restart is RestartMode.NEVER:
+        turn.set(then=Trigger.PARK if permanent else Trigger.HALT, resume_at=None)
+        turn.set(policy=restart.ended_well(pool.policy, at.now, pool.settings))
+        return
+    decision = restart.failed(pool.policy, error.reason, at.now, at.jitter, at.host_restarts, pool.settings)
+    turn.set(
+        policy=decision.policy,
+        resume_at=decision.resume_at,
+        then=Trigger.PARK if decision.opened else Trigger.RETRY,
+        restart_count=pool.restart_count + 1,
+    )
+    turn.do(CountRestart())
+    _note_decision(turn, decision)
+
+
+def _note_decision(turn: Turn, decision: restart.Decision) -> None:
+    pool, s = turn.pool, turn.pool.settings
+    evidence = {
+        "restarts": decision.rate,
+        "host_restarts": turn.at.host_restarts + 1,
+        "window_seconds": s.restart_window,
+        "limit": s.restart_rate_limit,
+    }
+    if decision.opened_by in ("pool_rate", "host_rate"):
+        turn.note(NoteName.RESTART_STORM, scope=decision.opened_by, **evidence)
+    elif max(decision.rate, turn.at.host_restarts + 1) > s.restart_rate_warn:
+        turn.note(NoteName.RESTART_RATE_HIGH, **evidence)
+    if decision.oom_storm:
+        turn.note(NoteName.OOM_STORM, ooms=len(decision.policy.ooms), window_seconds=s.restart_window)
+    if decision.opened_by:
+        turn.note(
+            NoteName.BREAKER_OPENED,
+            by=decision.opened_by,
+            consecutive_failures=decision.policy.consecutive,
+            open_ms=int((decision.resume_at - turn.at.now) * 1000),
+        )
+    else:
+        turn.note(
+            NoteName.BACKOFF_SCHEDULED,
+            backoff_ms=int(decision.backoff * 1000),
+            failure_count=decision.policy.failures,
+            restart_count=pool.restart_count,
+        )
+
+
+def gone(turn: Turn) -> None:
+    """No process of the run is left."""
+    if turn.pool.engine is not None and turn.pool.engine.main_alive:
+        # The tree cannot be empty while its root runs; the exit will come first.
+        return
+    turn.set(engine=None)
+    _settle_down(turn)
+
+
+def _settle_down(turn: Turn) -> None:
+    """Leaves STOPPING, or a start that never ran, for where the pool was to go."""
+    pool = turn.pool
+    trigger = Trigger.HALT if pool.deleting else pool.then
+    if trigger is Trigger.RESUME:
+        start(turn, Trigger.RESUME, f"starting generation {pool.generation}")
+        return
+    turn.go(trigger, pool.reason)
+    if trigger is not Trigger.RETRY:
+        turn.set(resume_at=pool.resume_at if trigger is Trigger.PARK else None)
+        rest(turn)

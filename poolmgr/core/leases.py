@@ -1,0 +1,201 @@
+"""The slots of one pool: who holds them, who waits for them, whose time is over (LEASE-1, 3, 5, 6).
+
+A slot is taken from the grant until the release, or until the grace after the expiry has passed: between the two
+the lease is void for its holder and the slot is nobody else's yet. Ended leases are remembered, in two halves of at
+most `tombstones` entries, so that a late release or renew gets a true answer at bounded cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from poolmgr.model.lease import Lease, LeaseAsk, LeaseOutcome, Refusal, RefusalReason
+from poolmgr.model.settings import LeaseSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """An ask in the queue until `deadline` (boot-time seconds). `serial` keeps first come, first served."""
+
+    ask: LeaseAsk
+    deadline: float
+    serial: int
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        return (-self.ask.priority, self.serial)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an ask is told: exactly one per ask, at once or later."""
+
+    lease_id: str
+    result: Lease | Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    token: str
+    outcome: LeaseOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Grantor:
+    """What a grant needs from around the table: the serving engine, and the first fencing number to use."""
+
+    endpoint: str
+    generation: int
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTable:
+    """Immutable; every function below returns a new one. `slots` is the limit that holds now."""
+
+    slots: int
+    live: Mapping[str, Lease] = field(default_factory=dict)
+    waiters: tuple[Waiter, ...] = ()
+    asked: int = 0
+    ended: Mapping[str, Tombstone] = field(default_factory=dict)
+    ended_before: Mapping[str, Tombstone] = field(default_factory=dict)
+
+    @property
+    def free(self) -> int:
+        """Never below zero, also when the limit was lowered under what is leased."""
+        return max(0, self.slots - len(self.live))
+
+
+def find(table: LeaseTable, ask: LeaseAsk, now: float) -> Lease | None:
+    """The live lease that an earlier try of the same request got."""
+    if not ask.request_id:
+        return None
+    for lease in table.live.values():
+        if lease.request_id == ask.request_id and lease.holder == ask.holder and lease.expires > now:
+            return lease
+    return None
+
+
+def grant(table: LeaseTable, ask: LeaseAsk, by: Grantor, now: float) -> tuple[LeaseTable, Lease]:
+    """Gives a free slot. The caller has seen that one is free."""
+    lease = Lease(
+        ask.lease_id,
+        ask.token,
+        ask.holder,
+        ask.ttl,
+        by.generation,
+        by.fence,
+        by.endpoint,
+        now + ask.ttl,
+        ask.request_id,
+    )
+    return replace(table, live={**table.live, lease.lease_id: lease}), lease
+
+
+def enqueue(table: LeaseTable, ask: LeaseAsk, now: float, settings: LeaseSettings) -> tuple[LeaseTable, list[Answer]]:
+    """Queues the ask, in the place of an earlier try of the same request, which is refused: the retry has taken over.
+
+    Refuses the ask itself when the queue is full.
+    """
+    replaced = [w for w in table.waiters if ask.request_id and _same_request(w.ask, ask)]
+    others = [w for w in table.waiters if w not in replaced]
+    if len(others) >= settings.max_waiters:
+        message = f"{len(others)} requests wait already, the limit is {settings.max_waiters}"
+        return table, [Answer(ask.lease_id, Refusal(RefusalReason.OVERLOADED, message))]
+    serial = replaced[0].serial if replaced else table.asked
+    waiters = sorted([*others, Waiter(ask, now + ask.wait, serial)], key=lambda w: w.rank)
+    superseded = Refusal(RefusalReason.POOL_FULL, f"a later try of request {ask.request_id} waits in its place")
+    answers = [Answer(w.ask.lease_id, superseded) for w in replaced]
+    return replace(table, waiters=tuple(waiters), asked=table.asked + 1), answers
+
+
+def _same_request(one: LeaseAsk, other: LeaseAsk) -> bool:
+    return one.request_id == other.request_id and one.holder == other.holder
+
+
+def forget_waiter(table: LeaseTable, lease_id: str) -> LeaseTable:
+    """The client went away."""
+    return replace(table, waiters=tuple(w for w in table.waiters if w.ask.lease_id != lease_id))
+
+
+def serve(table: LeaseTable, by: Grantor, now: float) -> tuple[LeaseTable, list[Answer]]:
+    """Gives free slots to waiters, best rank first; fencing numbers rise from `by.fence` in that order."""
+    answers: list[Answer] = []
+    while table.free and table.waiters:
+        first, *rest = table.waiters
+        table, lease = grant(
+            replace(table, waiters=tuple(rest)), first.ask, replace(by, fence=by.fence + len(answers)), now
+        )
+        answers.append(Answer(lease.lease_id, lease))
+    return table, answers
+
+
+def renew(table: LeaseTable, lease_id: str, token: str, now: float) -> tuple[LeaseTable, LeaseOutcome, float | None]:
+    """Extends a live lease; (table, outcome, new expiry). Past its expiry it is EXPIRED, though its slot is held."""
+    lease = table.live.get(lease_id)
+    if lease is None or lease.token != token:
+        return table, _outcome_of_ended(table, lease_id, token), None
+    if lease.expires <= now:
+        return table, LeaseOutcome.EXPIRED, None
+    extended = replace(lease, expires=now + lease.ttl)
+    return replace(table, live={**table.live, lease_id: extended}), LeaseOutcome.RENEWED, extended.expires
+
+
+def release(
+    table: LeaseTable, lease_id: str, token: str, now: float, settings: LeaseSettings
+) -> tuple[LeaseTable, LeaseOutcome]:
+    lease = table.live.get(lease_id)
+    if lease is None or lease.token != token:
+        return table, _outcome_of_ended(table, lease_id, token)
+    outcome = LeaseOutcome.RELEASED if lease.expires > now else LeaseOutcome.EXPIRED
+    remembered = LeaseOutcome.ALREADY_RELEASED if outcome is LeaseOutcome.RELEASED else LeaseOutcome.EXPIRED
+    return _end(table, [lease], remembered, settings), outcome
+
+
+def _outcome_of_ended(table: LeaseTable, lease_id: str, token: str) -> LeaseOutcome:
+    tombstone = table.ended.get(lease_id) or table.ended_before.get(lease_id)
+    return tombstone.outcome if tombstone and tombstone.token == token else LeaseOutcome.UNKNOWN
+
+
+def _end(table: LeaseTable, leases: Iterable[Lease], remembered: LeaseOutcome, settings: LeaseSettings) -> LeaseTable:
+    live, ended, before = dict(table.live), dict(table.ended), table.ended_before
+    for lease in leases:
+        del live[lease.lease_id]
+        if len(ended) >= max(1, settings.tombstones // 2):
+            ended, before = {}, ended
+        ended[lease.lease_id] = Tombstone(lease.token, remembered)
+    return replace(table, live=live, ended=ended, ended_before=before)
+
+
+def revoke(table: LeaseTable, settings: LeaseSettings) -> LeaseTable:
+    """The engine is gone, and every lease with it."""
+    return _end(table, list(table.live.values()), LeaseOutcome.EXPIRED, settings) if table.live else table
+
+
+def refuse_waiters(
+    table: LeaseTable, reason: RefusalReason, message: str, retry_after: float | None
+) -> tuple[LeaseTable, list[Answer]]:
+    refusal = Refusal(reason, message, retry_after)
+    return replace(table, waiters=()), [Answer(w.ask.lease_id, refusal) for w in table.waiters]
+
+
+def expire(
+    table: LeaseTable, now: float, reason: RefusalReason, settings: LeaseSettings
+) -> tuple[LeaseTable, list[Answer]]:
+    """Frees the slots whose grace has passed and answers the waiters whose time is over with `reason`."""
+    over = [lease for lease in table.live.values() if lease.expires + settings.grace <= now]
+    if over:
+        table = _end(table, over, LeaseOutcome.EXPIRED, settings)
+    late = [w for w in table.waiters if w.deadline <= now]
+    if late:
+        table = replace(table, waiters=tuple(w for w in table.waiters if w.deadline > now))
+    answers = [Answer(w.ask.lease_id, Refusal(reason, f"no slot within {w.ask.wait:g} s")) for w in late]
+    return table, answers
+
+
+def next_deadline(table: LeaseTable, settings: LeaseSettings) -> float | None:
+    """When `expire` will have something to do."""
+    times = [lease.expires + settings.grace for lease in table.live.values()]
+    times.extend(w.deadline for w in table.waiters)
+    return min(times, default=None)

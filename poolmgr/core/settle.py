@@ -1,0 +1,179 @@
+"""What follows from the pool's state and the time, whatever event came before.
+
+The order matters in one place only: a state must have left before its waiters and leases are dealt with.
+"""
+
+from __future__ import annotations
+
+from poolmgr.core import engine, leases, restart
+from poolmgr.core.ending import stop
+from poolmgr.core.leases import Grantor
+from poolmgr.core.lifecycle import Admission, Trigger, admission
+from poolmgr.core.messages import Forget, KillTree, LeaseAnswered, NoteName
+from poolmgr.core.starting import discard_home, outdated, start
+from poolmgr.core.state import Pool, Turn, serving
+from poolmgr.model.lease import RefusalReason
+from poolmgr.model.pool import BreakerState, PoolState
+
+
+def settle(turn: Turn) -> None:
+    credit_stability(turn)
+    _resume(turn)
+    if turn.pool.engine is not None:
+        engine.watch(turn)
+    _replace_outdated(turn)
+    _expire_leases(turn)
+    _finish_drain(turn)
+    _kill_late(turn)
+    _tell_waiters(turn)
+    _revoke(turn)
+    _forget(turn)
+
+
+def next_deadline(pool: Pool) -> float | None:
+    """When `step` has something to do without an event (boot-time seconds)."""
+    times = [leases.next_deadline(pool.leases, pool.lease_settings)]
+    if pool.state in (PoolState.BACKOFF, PoolState.PARKED):
+        times.append(pool.resume_at)
+    if pool.state is PoolState.DRAINING:
+        times.append(pool.drain_until)
+    if pool.engine is not None:
+        times += [pool.engine.kill_at, pool.engine.probe.due, engine.start_deadline(pool)]
+    if serving(pool):
+        times.append(restart.stable_at(pool.policy, pool.settings))
+    return min((t for t in times if t is not None), default=None)
+
+
+def grantor(turn: Turn) -> Grantor:
+    """What the next grant of this step is made of; fencing numbers go on where this step's last grant stopped."""
+    run = turn.pool.engine
+    granted = sum(1 for e in turn.effects if isinstance(e, LeaseAnswered))
+    endpoint = f"127.0.0.1:{run.port}" if run and run.port else ""
+    return Grantor(endpoint, run.generation if run else turn.pool.generation, turn.at.fence + granted)
+
+
+def retry_after(turn: Turn) -> float | None:
+    """Seconds until another ask may fare better; None when no time is known."""
+    pool, now = turn.pool, turn.at.now
+    if pool.state in (PoolState.BACKOFF, PoolState.PARKED):
+        return None if pool.resume_at is None else max(0.0, pool.resume_at - now)
+    if pool.state is PoolState.READY and pool.leases.live:
+        first = min(lease.expires for lease in pool.leases.live.values())
+        return max(0.0, first + pool.lease_settings.grace - now)
+    return None
+
+
+def admitted(pool: Pool) -> tuple[Admission, RefusalReason]:
+    """What is told to somebody who asks this pool for a slot, and why it is not granted."""
+    if pool.deleting:
+        return Admission.REFUSE, RefusalReason.POOL_DRAINING
+    if pool.state is PoolState.STOPPING and pool.then in (Trigger.RETRY, Trigger.RESUME):
+        return Admission.QUEUE, RefusalReason.POOL_NOT_READY  # as in BACKOFF, where it is about to be
+    return admission(pool.state, pool.policy.breaker_state)
+
+
+def credit_stability(turn: Turn) -> None:
+    """Has to come before an event too: an end after the stable time is no failure of the run before it (RST-2)."""
+    due = restart.stable_at(turn.pool.policy, turn.pool.settings)
+    if serving(turn.pool) and due is not None and due <= turn.at.now:
+        if turn.pool.policy.breaker_state is BreakerState.HALF_OPEN:
+            turn.note(NoteName.BREAKER_CLOSED, by="trial")
+        turn.set(policy=restart.became_stable(turn.pool.policy))
+
+
+def _resume(turn: Turn) -> None:
+    pool = turn.pool
+    waits = pool.state in (PoolState.BACKOFF, PoolState.PARKED)
+    if not waits or pool.resume_at is None or pool.resume_at > turn.at.now:
+        return
+    if pool.policy.breaker_state is BreakerState.OPEN:
+        half_open(turn)
+        start(turn, Trigger.RESUME, "the breaker's one trial")
+    else:
+        start(turn, Trigger.RESUME, "restarting after backoff")
+
+
+def half_open(turn: Turn) -> None:
+    turn.set(policy=restart.trial(turn.pool.policy))
+    turn.note(NoteName.BREAKER_HALF_OPEN, consecutive_failures=turn.pool.policy.consecutive)
+
+
+def _replace_outdated(turn: Turn) -> None:
+    """A new generation, or one that came while no daemon ran, replaces the engine that serves (DRN-2)."""
+    pool = turn.pool
+    if pool.state is PoolState.READY and outdated(pool):
+        begin_drain(turn, f"draining for generation {pool.generation}", pool.spec.drain_deadline, then=Trigger.RESUME)
+
+
+def begin_drain(turn: Turn, reason: str, seconds: float, then: Trigger) -> None:
+    turn.go(Trigger.DRAIN, reason, drain_until=turn.at.now + seconds, then=then)
+    turn.note(NoteName.DRAIN_STARTED, deadline_ms=int(seconds * 1000), active_leases=len(turn.pool.leases.live))
+
+
+def _expire_leases(turn: Turn) -> None:
+    pool = turn.pool
+    if not (pool.leases.live or pool.leases.waiters):
+        return
+    _, reason = admitted(pool)
+    table, answers = leases.expire(pool.leases, turn.at.now, reason, pool.lease_settings)
+    turn.set(leases=table)
+    turn.do(*map(LeaseAnswered, answers))
+
+
+def _finish_drain(turn: Turn) -> None:
+    pool = turn.pool
+    if pool.state is not PoolState.DRAINING:
+        return
+    left = len(pool.leases.live)
+    forced = pool.drain_until is not None and pool.drain_until <= turn.at.now
+    if left and not forced:
+        return
+    outcome = "forced" if left else "complete"
+    reason = f"drain deadline passed with {left} live leases" if left else "drained"
+    turn.note(
+        NoteName.DRAIN_FINISHED,
+        outcome=outcome,
+        active_leases=left,
+        duration_ms=int((turn.at.now - pool.since) * 1000),
+    )
+    then = pool.then
+    stop(turn, pool.settings.drain_grace if not left else pool.settings.stop_grace, reason)
+    turn.set(then=then)
+
+
+def _kill_late(turn: Turn) -> None:
+    run = turn.pool.engine
+    if run is not None and run.kill_at is not None and run.kill_at <= turn.at.now:
+        turn.set_engine(kill_at=None)
+        turn.do(KillTree(run.engine_id))
+
+
+def _tell_waiters(turn: Turn) -> None:
+    pool = turn.pool
+    if not pool.leases.waiters:
+        return
+    verdict, reason = admitted(pool)
+    if verdict is Admission.REFUSE:
+        message = f"pool {pool.pool_id} is {pool.state} ({pool.reason})"
+        table, answers = leases.refuse_waiters(pool.leases, reason, message, retry_after(turn))
+    elif verdict is Admission.GRANT:
+        table, answers = leases.serve(pool.leases, grantor(turn), turn.at.now)
+    else:
+        return
+    turn.set(leases=table)
+    turn.do(*map(LeaseAnswered, answers))
+
+
+def _revoke(turn: Turn) -> None:
+    pool = turn.pool
+    if pool.leases.live and not serving(pool):
+        turn.note(NoteName.LEASES_REVOKED, count=len(pool.leases.live))
+        turn.set(leases=leases.revoke(pool.leases, pool.lease_settings))
+
+
+def _forget(turn: Turn) -> None:
+    pool = turn.pool
+    if pool.deleting and not pool.forgotten and pool.state in (PoolState.STOPPED, PoolState.PENDING):
+        discard_home(turn)
+        turn.set(forgotten=True)
+        turn.do(Forget())

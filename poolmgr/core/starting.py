@@ -1,0 +1,62 @@
+"""How a run of an engine begins, and where: in the engine directory of its generation, if that has one already."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from poolmgr.core.lifecycle import Trigger
+from poolmgr.core.messages import Adopted, Discard, KillTree, Rest, Spawned, Start
+from poolmgr.core.state import EngineRun, Home, Pool, ProbeTimer, Turn
+from poolmgr.model.pool import PoolState
+
+NO_GENERATION = 0  # generations count from 1
+
+
+def start(turn: Turn, trigger: Trigger, reason: str) -> None:
+    """Towards a new run, in the directory of the last one if that was launched for the same generation."""
+    if outdated(turn.pool):
+        discard_home(turn)
+    pool = turn.pool
+    home = pool.home or Home("", pool.generation, pool.spec.slots)
+    turn.go(trigger, reason, resume_at=None, then=Trigger.HALT, home=home)
+    turn.do(Start(home.engine_id, home.proven, home.fresh_port))
+
+
+def outdated(pool: Pool) -> bool:
+    """Whether the engine was launched, or would be launched again, for a spec that is no longer the pool's."""
+    return pool.home is not None and pool.home.generation != pool.generation
+
+
+def discard_home(turn: Turn) -> None:
+    if turn.pool.home and turn.pool.home.engine_id:
+        turn.do(Discard(turn.pool.home.engine_id))
+    turn.set(home=None)
+
+
+def rest(turn: Turn) -> None:
+    if turn.pool.home and turn.pool.home.engine_id:
+        turn.do(Rest(turn.pool.home.engine_id))
+
+
+def spawned(turn: Turn, fact: Spawned | Adopted) -> None:
+    pool, now = turn.pool, turn.at.now
+    adopted = isinstance(fact, Adopted)
+    launched = NO_GENERATION if isinstance(fact, Adopted) and not fact.current else pool.generation
+    home = pool.home or Home(fact.engine_id, launched, pool.spec.slots)
+    run = EngineRun(
+        fact.engine_id, fact.pid, fact.port, home.generation, now, now, adopted, probe=ProbeTimer(due=now)
+    )  # fmt: skip
+    turn.set(engine=run, home=replace(home, engine_id=fact.engine_id, fresh_port=False))
+    if pool.state is PoolState.STOPPING:  # stopped while the start was under way
+        turn.do(KillTree(fact.engine_id))
+        return
+    reason = f"adopted process {fact.pid}" if adopted else f"process {fact.pid} runs"
+    turn.go(Trigger.ADOPTED if adopted else Trigger.SPAWNED, reason)
+
+
+def slot_limit(pool: Pool) -> int:
+    """Slots to lease: what the spec asks for, and never more than the running engine was given or says it has."""
+    if pool.engine is None or pool.home is None:
+        return pool.spec.slots
+    limit = min(pool.spec.slots, pool.home.slots)
+    return min(limit, pool.engine.facts.slots) if pool.engine.facts.slots else limit

@@ -1,0 +1,224 @@
+"""What a pool is between two steps, and the scratch pad of one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from poolmgr.core.leases import LeaseTable
+from poolmgr.core.lifecycle import Trigger, advance
+from poolmgr.core.messages import Effect, Moment, Note, NoteName
+from poolmgr.core.restart import RestartPolicy
+from poolmgr.model.engine import EngineFacts, Usage
+from poolmgr.model.pool import Origin, PoolError, PoolRecord, PoolSpec, PoolState, PoolView
+from poolmgr.model.settings import LeaseSettings, SupervisionSettings, override
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTimer:
+    """One probe at a time: `due` while none is under way, `sent` while one is (boot-time seconds)."""
+
+    serial: int = 0
+    due: float | None = None
+    sent: float | None = None
+    late: float = 0.0
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRun:
+    """One run of an engine: from its exec until no process of its tree is left. Times in boot-time seconds."""
+
+    engine_id: str
+    pid: int
+    port: int
+    generation: int
+    started: float
+    progressed: float
+    adopted: bool = False
+    main_alive: bool = True
+    ready_at: float | None = None
+    kill_at: float | None = None
+    facts: EngineFacts = EngineFacts()
+    usage: Usage = Usage()
+    ready_usage: Usage | None = None
+    probe: ProbeTimer = ProbeTimer()
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The engine directory of a generation, which every start of it uses again (PROC-5).
+
+    `engine_id` is empty until the first start succeeded. `generation`: the newest whose spec gives the command line
+    that was launched here; `slots`: what it was launched with.
+    """
+
+    engine_id: str
+    generation: int
+    slots: int
+    proven: bool = False
+    fresh_port: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """`then`: where STOPPING leads once no process is left. `resume_at`: when BACKOFF or PARKED ends by itself."""
+
+    pool_id: str
+    spec: PoolSpec
+    generation: int
+    origin: Origin
+    create_time: float
+    settings: SupervisionSettings
+    lease_settings: LeaseSettings
+    leases: LeaseTable
+    daemon_settings: SupervisionSettings
+    state: PoolState = PoolState.PENDING
+    reason: str = "declared"
+    since: float = 0.0
+    engine: EngineRun | None = None
+    home: Home | None = None
+    policy: RestartPolicy = RestartPolicy()
+    then: Trigger = Trigger.HALT
+    resume_at: float | None = None
+    drain_until: float | None = None
+    deleting: bool = False
+    forgotten: bool = False
+    restart_count: int = 0
+    probes: int = 0  # sent so far, over all runs: an answer of an earlier run is never taken for this one's
+    last_error: PoolError | None = None
+
+
+def new_pool(record: PoolRecord, settings: SupervisionSettings, lease_settings: LeaseSettings) -> Pool:
+    return Pool(
+        pool_id=record.pool_id,
+        spec=record.spec,
+        generation=record.generation,
+        origin=record.origin,
+        create_time=record.create_time,
+        settings=override(settings, record.spec.supervision),
+        daemon_settings=settings,
+        lease_settings=lease_settings,
+        leases=LeaseTable(record.spec.slots),
+    )
+
+
+class Turn:
+    """One step in the making: the pool as it is so far and the effects so far. Lives inside `step` only."""
+
+    __slots__ = ("at", "effects", "pool")
+
+    def __init__(self, pool: Pool, at: Moment) -> None:
+        self.pool = pool
+        self.at = at
+        self.effects: list[Effect] = []
+
+    def set(self, **changes: Any) -> None:
+        self.pool = replace(self.pool, **changes)
+
+    def set_engine(self, **changes: Any) -> None:
+        assert self.pool.engine is not None
+        self.pool = replace(self.pool, engine=replace(self.pool.engine, **changes))
+
+    def do(self, *effects: Effect) -> None:
+        self.effects.extend(effects)
+
+    def note(self, name: NoteName, **fields: str | float | bool) -> None:
+        self.effects.append(Note(name, fields))
+
+    def go(self, trigger: Trigger, reason: str, **changes: Any) -> None:
+        """Takes a transition; every one is an event with its evidence (RST-8)."""
+        old = self.pool.state
+        new = advance(old, trigger)
+        self.pool = replace(self.pool, state=new, reason=reason, since=self.at.now, **changes)
+        self.note(NoteName.POOL_TRANSITION, old_state=str(old), new_state=str(new), reason=reason)
+
+
+def serving(pool: Pool) -> bool:
+    """Whether an engine is there that holders of leases may use."""
+    return pool.state in (PoolState.READY, PoolState.DRAINING)
+
+
+def fingerprint(pool: Pool) -> tuple[object, ...]:
+    """Equal for two pools that look the same from outside: what decides whether there is a new revision."""
+    engine = pool.engine
+    return (
+        pool.state, pool.reason, pool.spec, pool.generation, pool.leases.slots, len(pool.leases.live),
+        len(pool.leases.waiters), pool.policy.breaker_state, pool.resume_at, pool.restart_count, pool.last_error,
+        pool.deleting, pool.home and pool.home.engine_id, _progress(pool),
+        engine and (engine.pid, engine.port, engine.started, engine.main_alive, engine.facts, engine.ready_at),
+    )  # fmt: skip
+
+
+def _progress(pool: Pool) -> int:
+    """Bytes that a starting engine has moved so far: read, or written to its log where reads are not known."""
+    if pool.engine is None or pool.state is not PoolState.STARTING:
+        return 0
+    return pool.engine.usage.read_bytes or pool.engine.usage.log_bytes
+
+
+PHASES = {
+    PoolState.PROVISIONING: "provisioning",
+    PoolState.STARTING: "loading",
+    PoolState.DRAINING: "draining",
+    PoolState.STOPPING: "stopping",
+    PoolState.BACKOFF: "waiting",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _NoRun:
+    """What is shown of an engine while there is none."""
+
+    engine_id: str = ""
+    pid: int = 0
+    port: int = 0
+    started: float | None = None
+    ready_at: float | None = None
+    adopted: bool = False
+    facts: EngineFacts = field(default_factory=EngineFacts)
+    ready_usage: Usage | None = None
+
+
+def view(pool: Pool, revision: int, wall_offset: float) -> PoolView:
+    """The pool as others see it. `wall_offset`: Unix time minus boot time, in seconds."""
+    run = pool.engine or _NoRun()
+    ready = pool.state is PoolState.READY and not pool.deleting
+    measured = run.ready_at is not None and run.started is not None and not run.adopted
+    return PoolView(
+        pool_id=pool.pool_id,
+        spec=pool.spec,
+        origin=pool.origin,
+        revision=revision,
+        generation=pool.generation,
+        state=pool.state,
+        state_reason=pool.reason,
+        live=pool.engine is not None and pool.engine.main_alive,
+        ready=ready,
+        draining=pool.state is PoolState.DRAINING,
+        slots_total=pool.leases.slots,
+        slots_free=pool.leases.free if ready else 0,
+        active_leases=len(pool.leases.live),
+        waiting=len(pool.leases.waiters),
+        engine_id=run.engine_id or (pool.home.engine_id if pool.home else ""),
+        engine_version=run.facts.version,
+        endpoint=f"127.0.0.1:{run.port}" if run.port and serving(pool) else "",
+        pid=run.pid,
+        restart_count=pool.restart_count,
+        breaker_state=pool.policy.breaker_state,
+        backoff_until=_wall(pool.resume_at, wall_offset),
+        last_error=pool.last_error,
+        progress_phase=PHASES.get(pool.state, ""),
+        progress_message=pool.reason if pool.state in PHASES else "",
+        progress_bytes=_progress(pool),
+        create_time=pool.create_time,
+        start_time=_wall(run.started, wall_offset),
+        ready_time=_wall(run.ready_at, wall_offset),
+        context_length=run.facts.context_length,
+        load_time=(run.ready_at or 0.0) - (run.started or 0.0) if measured else None,
+        memory_bytes=run.ready_usage.rss_bytes if run.ready_usage else None,
+    )
+
+
+def _wall(at: float | None, offset: float) -> float | None:
+    return None if at is None else at + offset

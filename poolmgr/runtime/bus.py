@@ -1,0 +1,134 @@
+"""Changes with revisions, and events with evidence.
+
+A revision is ``epoch << 40 | n``: it strictly rises, and the epoch is durable before the first change, so that no
+revision is ever used twice. The last `CAPACITY` changes are kept once, for all watchers; a watcher is a cursor into
+them. So a slow one costs nothing, and is told to resync when what it needs is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+
+from poolmgr.core.messages import Note
+from poolmgr.core.state import Pool, view
+from poolmgr.model.pool import PoolView
+
+CAPACITY = 8192
+EPOCH_SHIFT = 40
+
+
+class PublishedPool:
+    """A pool at one revision. The view is made on first use; `encoded` is the edge's, for what it sends."""
+
+    __slots__ = ("_offset", "_pool", "_view", "encoded", "pool_id", "revision")
+
+    def __init__(self, pool: Pool, revision: int, wall_offset: float) -> None:
+        self.pool_id = pool.pool_id
+        self.revision = revision
+        self.encoded: object = None
+        self._pool = pool
+        self._offset = wall_offset
+        self._view: PoolView | None = None
+
+    @property
+    def view(self) -> PoolView:
+        if self._view is None:
+            self._view = view(self._pool, self.revision, self._offset)
+        return self._view
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One revision: a pool as it became, or (`pool` None) its deletion."""
+
+    revision: int
+    pool_id: str
+    pool: PublishedPool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resync:
+    """The watcher cannot go on from where it was: `reason` EPOCH_CHANGED, TOO_OLD or TOO_SLOW."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """An event of one pool, with its evidence and the pool as it was right after."""
+
+    pool: Pool
+    note: Note
+
+
+class Bus:
+    """The daemon's one stream of changes. Used on the event loop only."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self._last = epoch << EPOCH_SHIFT
+        self._changes: deque[Change] = deque(maxlen=CAPACITY)
+        self._waiting: list[asyncio.Future[None]] = []
+        self._listeners: list[Callable[[Noted], None]] = []
+
+    @property
+    def revision(self) -> int:
+        """Of the last change."""
+        return self._last
+
+    def publish(self, pool: Pool, wall_offset: float) -> PublishedPool:
+        published = PublishedPool(pool, self._last + 1, wall_offset)
+        self._append(Change(published.revision, pool.pool_id, published))
+        return published
+
+    def publish_deletion(self, pool_id: str) -> None:
+        self._append(Change(self._last + 1, pool_id, None))
+
+    def _append(self, change: Change) -> None:
+        self._last = change.revision
+        self._changes.append(change)
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
+
+    def listen(self, listener: Callable[[Noted], None]) -> None:
+        """`listener` is called for every event, at once; it must neither block nor raise."""
+        self._listeners.append(listener)
+
+    def note(self, noted: Noted) -> None:
+        for listener in self._listeners:
+            listener(noted)
+
+    async def watch(self, after: int) -> AsyncGenerator[list[Change] | Resync, None]:
+        """Batches of every change after revision `after`, in order; ends with a Resync when there is a gap."""
+        if after > self._last or after >> EPOCH_SHIFT != self.epoch:
+            yield Resync("EPOCH_CHANGED")
+            return
+        lost = "TOO_OLD"
+        while True:
+            oldest = self._changes[0].revision if self._changes else self._last + 1
+            if after + 1 < oldest:
+                yield Resync(lost)
+                return
+            if after == self._last:
+                await self._next_change()
+                lost = "TOO_SLOW"
+                continue
+            start = after + 1 - oldest
+            batch = [self._changes[i] for i in range(start, len(self._changes))]
+            after = batch[-1].revision
+            yield batch
+
+    async def _next_change(self) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        try:
+            await future
+        finally:
+            if not future.done() or future.cancelled():
+                self._waiting = [f for f in self._waiting if f is not future]

@@ -1,0 +1,191 @@
+"""Performs what a pool decided about its engine, and reports what came of it.
+
+Everything here ends in a fact for the pool's inbox: a start in Spawned or StartRefused, a probe in Probed, an end in
+Exited and TreeEmpty. Nothing here decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from poolmgr.core.messages import (
+    Discard,
+    Effect,
+    Exited,
+    KillTree,
+    Probed,
+    Rest,
+    RunProbe,
+    Spawned,
+    Start,
+    StartRefused,
+    Terminate,
+    TreeEmpty,
+)
+from poolmgr.errors import ClientError, EnvironmentFault, InternalError
+from poolmgr.model.engine import EngineFacts, ExitRecord, LaunchSpec, ProbeOutcome
+from poolmgr.model.pool import LOG_TAIL_LINES, EngineName, PoolSpec, ProbeKind
+from poolmgr.ports import EngineKind, Ports, Probe, Rng, Runtime, Workers
+from poolmgr.runtime.pool_actor import PoolActor
+from poolmgr.runtime.tasks import Tasks
+
+# A spawn that failed with one of these fails the same way again (RST-8).
+PERMANENT_ERRNO = frozenset({errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.E2BIG})
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """The ports that engines are run with."""
+
+    runtime: Runtime
+    kinds: Mapping[EngineName, EngineKind]
+    probe: Probe
+    ports: Ports
+    workers: Workers
+    rng: Rng
+
+
+class EngineLink:
+    """Carries what a runtime tells about one engine to the pool that it belongs to."""
+
+    def __init__(self, actor: PoolActor, engine_id: str, outside: Outside) -> None:
+        self._actor = actor
+        self._engine_id = engine_id
+        self._outside = outside
+
+    def exited(self, record: ExitRecord) -> None:
+        tail = self._outside.runtime.log_tail(self._engine_id, LOG_TAIL_LINES)
+        kind = self._outside.kinds[self._actor.pool.spec.engine]
+        self._actor.tell(Exited(self._engine_id, record, tail, kind.diagnose(record, tail)))
+
+    def tree_empty(self) -> None:
+        self._actor.tell(TreeEmpty(self._engine_id))
+
+
+class EngineHost:
+    """All engines of the daemon. What is done to one engine is done in the order in which it was asked for."""
+
+    def __init__(self, outside: Outside, spawn: Tasks) -> None:
+        self._outside = outside
+        self._spawn = spawn
+        self._launches: dict[str, LaunchSpec] = {}
+        self._order: dict[str, asyncio.Lock] = {}
+
+    def perform(self, actor: PoolActor, effect: Effect) -> None:
+        match effect:
+            case Start():
+                engine_id = effect.engine_id or self._outside.rng.hex(16)
+                self._spawn(self._start(actor, effect, engine_id, actor.pool.spec, actor.pool.generation), "start")
+            case RunProbe():
+                self._spawn(self._probe(actor, effect), "probe")
+            case Terminate(engine_id):
+                self._outside.runtime.terminate(engine_id)
+            case KillTree(engine_id):
+                self._outside.runtime.kill_tree(engine_id)
+            case Rest(engine_id):
+                self._spawn(self._rest(engine_id), "rest")
+            case Discard(engine_id):
+                self._spawn(self._discard(engine_id), "discard")
+            case _:
+                raise InternalError(f"nobody performs {effect}")
+
+    def adopt(self, actor: PoolActor, engine_id: str, port: int) -> None:
+        """Takes over an engine that runs already."""
+        if port:
+            self._outside.ports.claim(port)
+        argv, env = self.command_line(actor.pool.spec, engine_id, port)
+        self._launches[engine_id] = LaunchSpec(engine_id, actor.pool.pool_id, actor.pool.generation, argv, env, port)
+        self._outside.runtime.attach(engine_id, EngineLink(actor, engine_id, self._outside))
+
+    def command_line(self, spec: PoolSpec, engine_id: str, port: int) -> tuple[tuple[str, ...], dict[str, str]]:
+        """(argv, the whole environment) that this spec gives on this port."""
+        return self._outside.kinds[spec.engine].render(spec, port)
+
+    async def check(self, spec: PoolSpec) -> None:
+        """The gates before a spawn. Raises ClientError."""
+        await self._outside.workers.run(self._outside.kinds[spec.engine].check, spec)
+
+    def _turn(self, engine_id: str) -> asyncio.Lock:
+        return self._order.setdefault(engine_id, asyncio.Lock())
+
+    async def _start(self, actor: PoolActor, effect: Start, engine_id: str, spec: PoolSpec, generation: int) -> None:
+        async with self._turn(engine_id):
+            try:
+                launch = await self._launch(actor, effect, engine_id, spec, generation)
+                identity = await self._outside.runtime.start(launch, EngineLink(actor, engine_id, self._outside))
+            except ClientError as error:
+                refused = StartRefused(error.reason, error.message, permanent=True)
+            except EnvironmentFault as error:
+                permanent = error.numbers.get("errno") in PERMANENT_ERRNO
+                refused = StartRefused(error.reason, error.message, permanent)
+            else:
+                actor.tell(Spawned(engine_id, identity.pid, launch.port))
+                return
+            self._release_port(engine_id)
+            if not effect.engine_id:
+                await self._remove(engine_id)
+        actor.tell(refused)
+
+    async def _launch(
+        self, actor: PoolActor, effect: Start, engine_id: str, spec: PoolSpec, generation: int
+    ) -> LaunchSpec:
+        """What to start: what was started last in this place, if that has been READY; else anew through the gates."""
+        last = self._launches.get(engine_id)
+        if last is not None and effect.proven and not effect.fresh_port:
+            return last
+        await self.check(spec)
+        if last is not None and effect.fresh_port:
+            self._release_port(engine_id)
+            last = None
+        port = last.port if last else self._outside.ports.reserve(spec.port)
+        argv, env = self.command_line(spec, engine_id, port)
+        launch = LaunchSpec(engine_id, actor.pool.pool_id, generation, argv, env, port)
+        self._launches[engine_id] = launch
+        return launch
+
+    def _release_port(self, engine_id: str) -> None:
+        launch = self._launches.pop(engine_id, None)
+        if launch is not None and launch.port:
+            self._outside.ports.release(launch.port)
+
+    async def _probe(self, actor: PoolActor, effect: RunProbe) -> None:
+        out, run = self._outside, actor.pool.engine
+        if run is None:
+            return
+        spec, kind = actor.pool.spec, out.kinds[actor.pool.spec.engine]
+        ask = kind.readiness if effect.readiness else kind.liveness
+        target = ask(spec, run.port, effect.timeout)
+        result = await out.probe(target)
+        now = actor.pool.engine
+        if now is None or now.engine_id != run.engine_id or not now.main_alive:
+            return
+        owned, facts = None, None
+        if effect.readiness and target.kind != ProbeKind.NONE:
+            owned = out.runtime.owner_of_port(run.engine_id, run.port)
+        if effect.readiness and result.outcome is ProbeOutcome.OK and owned is not False:
+            facts = await self._describe(kind, spec, run.port, effect.timeout)
+        usage = out.runtime.usage(run.engine_id)
+        actor.tell(Probed(effect.serial, result, usage, owned, facts))
+
+    async def _describe(self, kind: EngineKind, spec: PoolSpec, port: int, timeout: float) -> EngineFacts | None:
+        try:
+            return await kind.describe(spec, port, timeout)
+        except EnvironmentFault:
+            return None  # it answered its probe; what it is called may stay unknown
+
+    async def _rest(self, engine_id: str) -> None:
+        async with self._turn(engine_id):
+            self._release_port(engine_id)
+            await self._outside.runtime.rest(engine_id)
+
+    async def _discard(self, engine_id: str) -> None:
+        async with self._turn(engine_id):
+            self._release_port(engine_id)
+            await self._remove(engine_id)
+        self._order.pop(engine_id, None)
+
+    async def _remove(self, engine_id: str) -> None:
+        await self._outside.runtime.remove(engine_id)

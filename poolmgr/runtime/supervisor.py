@@ -1,0 +1,252 @@
+"""The pools of this daemon: made, found again, changed and forgotten here; each is then its actor's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from poolmgr.core.messages import Adopted, ChangeSpec, Found, InDoubt, Preload, Stop
+from poolmgr.core.state import new_pool
+from poolmgr.errors import ClientError, EnvironmentFault, PoolmgrError, Reason
+from poolmgr.model.engine import RecoveredEngine, RecoveryState
+from poolmgr.model.pool import Origin, PoolRecord, PoolSpec, PoolState
+from poolmgr.model.settings import LeaseSettings, SupervisionSettings
+from poolmgr.ports import Clock, Rng, Store
+from poolmgr.runtime.bus import Bus
+from poolmgr.runtime.engine_host import EngineHost, Outside
+from poolmgr.runtime.host_counters import HostCounters
+from poolmgr.runtime.pool_actor import PoolActor, Surroundings
+from poolmgr.runtime.tasks import Tasks
+
+MAX_POOLS = 256  # the bound of the metrics' pool_id label (OBS-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    supervision: SupervisionSettings
+    leases: LeaseSettings
+
+
+class Supervisor:
+    """Owns every actor. Used on the event loop only."""
+
+    def __init__(
+        self, clock: Clock, rng: Rng, store: Store, outside: Outside, settings: Settings, bus: Bus, spawn: Tasks
+    ) -> None:
+        self._clock = clock
+        self._store = store
+        self._outside = outside
+        self.settings = settings
+        self.bus = bus
+        self._spawn = spawn
+        self.engines = EngineHost(outside, spawn)
+        s = settings.supervision
+        counters = HostCounters(store.epoch, s.restart_window, s.restart_rate_limit)
+        self._around = Surroundings(clock, rng, bus, counters, self.engines.perform, self._forget)
+        self._actors: dict[str, PoolActor] = {}
+        self._edits: dict[str, asyncio.Lock] = {}
+        self._forgetting: dict[str, asyncio.Future[None]] = {}
+        self.closing = False
+        self.warnings: list[str] = []
+
+    # Look.
+
+    def actor(self, pool_id: str) -> PoolActor:
+        """Raises ClientError(POOL_NOT_FOUND)."""
+        try:
+            return self._actors[pool_id]
+        except KeyError:
+            raise ClientError(
+                Reason.POOL_NOT_FOUND, f"there is no pool {pool_id!r}", numbers={"pool_id": pool_id}
+            ) from None
+
+    def find(self, pool_id: str) -> PoolActor | None:
+        return self._actors.get(pool_id)
+
+    def actors(self) -> Sequence[PoolActor]:
+        """By pool id."""
+        return [self._actors[pool_id] for pool_id in sorted(self._actors)]
+
+    # Make and change.
+
+    async def check(self, spec: PoolSpec) -> None:
+        """Raises ClientError for a spec that this host cannot run."""
+        self.validate(spec)
+        await self.engines.check(spec)
+
+    def validate(self, spec: PoolSpec) -> None:
+        """Raises ClientError for a spec that no host could run."""
+        if spec.engine not in self._outside.kinds:
+            known = ", ".join(sorted(self._outside.kinds))
+            raise ClientError(Reason.ENGINE_UNSUPPORTED, f"no engine kind {spec.engine}; this version has {known}")
+        self._outside.kinds[spec.engine].validate(spec)
+
+    async def create(self, pool_id: str, spec: PoolSpec, origin: Origin, gates: bool = True) -> PoolActor:
+        """Makes a pool durable, then alive. The same id and spec again: the pool that is there.
+
+        Without `gates`, a missing model or executable is found by the first start, which parks the pool.
+        """
+        async with self._edit(pool_id):
+            existing = self._actors.get(pool_id)
+            if existing is not None:
+                return self._same(existing, spec)
+            self._admit(pool_id)
+            self.validate(spec)
+            if gates:
+                await self.engines.check(spec)
+            record = PoolRecord(pool_id, spec, 1, origin, self._clock.wall())
+            await self._store.put_pool(record)
+            actor = self._add(record)
+        if spec.preload:
+            actor.tell(Preload())
+        return actor
+
+    async def check_new(self, pool_id: str, spec: PoolSpec) -> None:
+        """All that `create` would refuse, and nothing changed."""
+        existing = self._actors.get(pool_id)
+        if existing is not None:
+            self._same(existing, spec)
+        else:
+            self._admit(pool_id)
+        await self.check(spec)
+
+    def _admit(self, pool_id: str) -> None:
+        if self.closing:
+            raise EnvironmentFault(Reason.SHUTTING_DOWN, "the daemon is shutting down")
+        if len(self._actors) >= MAX_POOLS:
+            raise ClientError(
+                Reason.POOL_LIMIT,
+                f"pool {pool_id} would be one too many: there are {len(self._actors)}, the limit is {MAX_POOLS}",
+                numbers={"pools": len(self._actors), "limit": MAX_POOLS},
+            )
+
+    @staticmethod
+    def _same(existing: PoolActor, spec: PoolSpec) -> PoolActor:
+        if existing.pool.spec == spec and not existing.pool.deleting:
+            return existing
+        why = "is being deleted" if existing.pool.deleting else "exists with another spec; UpdatePool changes it"
+        raise ClientError(
+            Reason.POOL_DELETING if existing.pool.deleting else Reason.POOL_EXISTS,
+            f"pool {existing.pool.pool_id} {why}",
+            numbers={"pool_id": existing.pool.pool_id, "generation": existing.pool.generation},
+        )
+
+    async def update(self, pool_id: str, spec: PoolSpec) -> PoolActor:
+        """Takes `spec` over as a new generation; an equal one changes nothing."""
+        async with self._edit(pool_id):
+            actor = self.actor(pool_id)
+            pool = actor.pool
+            if pool.spec == spec:
+                return actor
+            if pool.deleting:
+                raise ClientError(Reason.POOL_DELETING, f"pool {pool_id} is being deleted")
+            await self.check(spec)
+            record = PoolRecord(pool_id, spec, pool.generation + 1, pool.origin, pool.create_time)
+            await self._store.put_pool(record)
+            actor.tell(ChangeSpec(spec, record.generation))
+        return actor
+
+    def _edit(self, pool_id: str) -> asyncio.Lock:
+        """Orders the editors of one pool's spec. Nothing else waits for it: not status, leases, drain or the actor."""
+        return self._edits.setdefault(pool_id, asyncio.Lock())
+
+    def _add(self, record: PoolRecord) -> PoolActor:
+        actor = PoolActor(new_pool(record, self.settings.supervision, self.settings.leases), self._around)
+        self._actors[record.pool_id] = actor
+        return actor
+
+    # Forget.
+
+    def forgotten(self, pool_id: str) -> asyncio.Future[None]:
+        """Done when the deletion of this pool is; fails when it could not be made durable."""
+        return self._forgetting.setdefault(pool_id, asyncio.get_running_loop().create_future())
+
+    def _forget(self, actor: PoolActor) -> None:
+        self._spawn(self._delete(actor), f"forget {actor.pool.pool_id}")
+
+    async def _delete(self, actor: PoolActor) -> None:
+        pool_id = actor.pool.pool_id
+        async with self._edit(pool_id):
+            if self._actors.get(pool_id) is not actor:
+                return
+            try:
+                await self._store.delete_pool(pool_id)
+            except PoolmgrError as error:
+                self._resolve_forgotten(pool_id, error)
+                return
+            del self._actors[pool_id]
+            actor.close()
+            self.bus.publish_deletion(pool_id)
+        self._edits.pop(pool_id, None)
+        self._resolve_forgotten(pool_id, None)
+
+    def _resolve_forgotten(self, pool_id: str, error: PoolmgrError | None) -> None:
+        future = self._forgetting.pop(pool_id, None)
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+            future.exception()  # whoever waited may be gone; the next DeletePool tries again
+
+    # Begin and end.
+
+    async def recover(self) -> None:
+        """Rebuilds the actors from the store and takes over what runs, before the first call is answered."""
+        for record in await self._store.load():
+            self._add(record)
+        for engine in await self._outside.runtime.recover():
+            actor = self._actors.get(engine.pool_id)
+            if actor is None or actor.pool.engine is not None or actor.pool.home is not None:
+                await self._without_pool(engine)
+            else:
+                self._take_over(actor, engine)
+        for actor in self.actors():
+            if actor.pool.spec.preload and actor.pool.state is PoolState.PENDING:
+                actor.tell(Preload())
+
+    def _take_over(self, actor: PoolActor, engine: RecoveredEngine) -> None:
+        match engine.state:
+            case RecoveryState.DEAD:
+                actor.tell(Found(engine.engine_id))
+            case RecoveryState.IN_DOUBT:
+                self.warnings.append(f"pool {engine.pool_id}: engine {engine.engine_id} is in doubt: {engine.detail}")
+                actor.tell(InDoubt(engine.engine_id, engine.detail))
+            case RecoveryState.ALIVE if engine.identity is not None:
+                argv, _ = self.engines.command_line(actor.pool.spec, engine.engine_id, engine.port)
+                self.engines.adopt(actor, engine.engine_id, engine.port)
+                actor.tell(Adopted(engine.engine_id, engine.identity.pid, engine.port, current=argv == engine.argv))
+
+    async def _without_pool(self, engine: RecoveredEngine) -> None:
+        """An engine whose pool nobody knows. Dead, its directory goes; alive, an operator decides."""
+        if engine.state is RecoveryState.DEAD:
+            await self._outside.runtime.remove(engine.engine_id)
+        else:
+            self.warnings.append(
+                f"engine {engine.engine_id} of pool {engine.pool_id!r} runs, but no such pool is stored; left alone"
+            )
+
+    async def close(self, stop_engines: bool) -> int:
+        """Ends the actors; with `stop_engines` their engines first. Returns how many engines go on."""
+        self.closing = True
+        if stop_engines:
+            for actor in self.actors():
+                if actor.pool.engine is not None or actor.pool.state in (PoolState.PROVISIONING, PoolState.BACKOFF):
+                    actor.command(Stop())
+            limit = self._clock.now() + self.settings.supervision.stop_grace + 10
+            for actor in self.actors():
+                await actor.until(lambda p: p.engine is None and p.state is not PoolState.STOPPING, limit)
+        left = sum(1 for actor in self.actors() if actor.pool.engine is not None)
+        for actor in self.actors():
+            actor.close()
+        return left
+
+
+def counts(actors: Sequence[PoolActor]) -> Mapping[str, int]:
+    """Pools by state name, states without pools left out."""
+    result: dict[str, int] = {}
+    for actor in actors:
+        result[actor.pool.state] = result.get(actor.pool.state, 0) + 1
+    return result
