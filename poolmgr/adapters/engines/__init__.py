@@ -1,0 +1,16 @@
+"""Kinds of engines: how each is checked, launched, asked and understood."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from poolmgr.adapters.engines.command import CommandEngine
+from poolmgr.adapters.engines.llamacpp import GetJson, LlamaCppEngine
+from poolmgr.model.pool import EngineName
+from poolmgr.ports import EngineKind
+
+
+def default_kinds(get_json: GetJson) -> Mapping[EngineName, EngineKind]:
+    """Every kind there is, by name. `get_json(host, port, path, timeout)` reads a document of a ready engine."""
+    kinds: tuple[EngineKind, ...] = (CommandEngine(), LlamaCppEngine(get_json))
+    return {kind.name: kind for kind in kinds}

@@ -1,0 +1,63 @@
+"""Any program as an engine: its arguments as they stand, `{port}` replaced by the port that the daemon chose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from poolmgr.adapters.engines.common import (
+    LogPattern,
+    diagnose_by_log,
+    environment,
+    find_executable,
+    probe_target,
+    refuse,
+    validate_common,
+)
+from poolmgr.errors import Reason
+from poolmgr.model.engine import Diagnosis, EngineFacts, ExitRecord, ProbeTarget
+from poolmgr.model.pool import EngineName, PoolSpec, ProbeKind, ProbeSpec
+
+PORT_PLACEHOLDER = "{port}"
+# Exit codes by which a shell, env(1) or nice(1) says that it could not run its command (POSIX 2.8.2).
+NOT_EXECUTED = {126: "found but could not be executed", 127: "not found"}
+NO_PROBE = ProbeSpec(kind=ProbeKind.NONE)
+PATTERNS = (
+    # strerror(EADDRINUSE), which runtimes of every language print.
+    LogPattern.of(r"(?i)address already in use", Reason.PORT_TAKEN, permanent=False),
+)
+
+
+class CommandEngine:
+    """Implements `ports.EngineKind`."""
+
+    @property
+    def name(self) -> EngineName:
+        return EngineName.COMMAND
+
+    def validate(self, spec: PoolSpec) -> None:
+        if not spec.command:
+            raise refuse(Reason.INVALID_ARGUMENT, "a COMMAND pool needs a command")
+        validate_common(spec)
+
+    def check(self, spec: PoolSpec) -> None:
+        find_executable(spec.command)
+
+    def render(self, spec: PoolSpec, port: int) -> tuple[tuple[str, ...], dict[str, str]]:
+        args = (arg.replace(PORT_PLACEHOLDER, str(port)) for arg in spec.args)
+        return (find_executable(spec.command), *args), environment(spec)
+
+    def readiness(self, spec: PoolSpec, port: int, timeout: float) -> ProbeTarget:
+        return probe_target(spec.readiness, NO_PROBE, port, timeout)
+
+    def liveness(self, spec: PoolSpec, port: int, timeout: float) -> ProbeTarget:
+        return probe_target(spec.liveness, NO_PROBE, port, timeout)
+
+    async def describe(self, spec: PoolSpec, port: int, timeout: float) -> EngineFacts:
+        return EngineFacts(slots=spec.slots)
+
+    def diagnose(self, record: ExitRecord, log_tail: Sequence[str]) -> Diagnosis | None:
+        why = NOT_EXECUTED.get(record.exit_code or 0)
+        if why:
+            last = log_tail[-1].strip() if log_tail else "no output"
+            return Diagnosis(Reason.EXECUTABLE_NOT_FOUND, f"exit code {record.exit_code}: {why}: {last}", True)
+        return diagnose_by_log(PATTERNS, record, log_tail)

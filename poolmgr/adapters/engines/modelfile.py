@@ -1,0 +1,101 @@
+"""Is it a model? The gates on a GGUF file before an engine is started on it (PRE-1)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import struct
+from io import BufferedReader
+from threading import Lock
+
+from poolmgr.adapters.engines.common import refuse
+from poolmgr.errors import ClientError, Reason
+
+# The GGUF specification (ggml/docs/gguf.md): magic, version, tensor count, metadata count, all little-endian.
+HEADER = struct.Struct("<4sIQQ")
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+# The shortest tensor entry: name length 8, one byte of name, dimensions 4, one of them 8, type 4, offset 8. The
+# shortest key and value: key length 8, one byte of key, type 4, a one-byte value.
+MIN_TENSOR_BYTES = 33
+MIN_METADATA_BYTES = 14
+DIGEST_PREFIX = "sha256:"
+CACHED_DIGESTS = 64
+
+FileKey = tuple[str, int, int, int]
+
+
+class ModelFiles:
+    """Checks model files, and remembers the digests of the last 64 by path, size, mtime and inode.
+
+    Blocking: a digest reads the whole file. May be called from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._digests: dict[FileKey, str] = {}
+        self._lock = Lock()
+
+    def check(self, path: str, digest: str) -> None:
+        """ClientError MODEL_NOT_FOUND, MODEL_INVALID or MODEL_DIGEST_MISMATCH; an empty `digest` is not compared."""
+        # Looked at before it is opened: opening a FIFO would wait for its writer.
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise refuse(Reason.MODEL_INVALID, f"{path} is not a regular file", path=path)
+            with open(path, "rb") as file:
+                _check_header(path, file)
+                if digest:
+                    self._check_digest(path, file, digest)
+        except OSError as error:
+            message = f"{path}: {error.strerror or error}"
+            raise refuse(Reason.MODEL_NOT_FOUND, message, path=path, errno=error.errno or 0) from error
+
+    def _check_digest(self, path: str, file: BufferedReader, digest: str) -> None:
+        before = _key(path, file)
+        with self._lock:
+            actual = self._digests.get(before)
+        if actual is None:
+            file.seek(0)
+            actual = DIGEST_PREFIX + hashlib.file_digest(file, "sha256").hexdigest()
+            if _key(path, file) == before:
+                self._remember(before, actual)
+        if actual != digest.lower():
+            raise refuse(
+                Reason.MODEL_DIGEST_MISMATCH,
+                f"{path} has digest {actual}, not {digest}",
+                path=path,
+                expected=digest,
+                actual=actual,
+                size=before[1],
+            )
+
+    def _remember(self, key: FileKey, digest: str) -> None:
+        with self._lock:
+            self._digests[key] = digest
+            while len(self._digests) > CACHED_DIGESTS:
+                del self._digests[next(iter(self._digests))]
+
+
+def _key(path: str, file: BufferedReader) -> FileKey:
+    status = os.fstat(file.fileno())
+    return path, status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _check_header(path: str, file: BufferedReader) -> None:
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(HEADER.size)
+
+    def invalid(why: str, **numbers: int) -> ClientError:
+        return refuse(Reason.MODEL_INVALID, f"{path} {why}", path=path, size=size, **numbers)
+
+    if len(head) < HEADER.size:
+        raise invalid(f"of {size} bytes is shorter than a GGUF header of {HEADER.size}", minimum=HEADER.size)
+    magic, version, tensors, metadata = HEADER.unpack(head)
+    if magic != MAGIC:
+        raise invalid(f"is no GGUF file: it begins with {magic!r}")
+    if version not in VERSIONS:
+        raise invalid(f"has GGUF version {version}, supported are 2 and 3", version=version)
+    needed = HEADER.size + tensors * MIN_TENSOR_BYTES + metadata * MIN_METADATA_BYTES
+    if metadata == 0 or needed > size:
+        why = f"of {size} bytes cannot hold its {tensors} tensors and {metadata} metadata entries"
+        raise invalid(why, tensors=tensors, metadata=metadata, minimum=needed)

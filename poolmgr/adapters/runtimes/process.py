@@ -1,0 +1,133 @@
+"""Engines as processes, each the child of a shim that outlives the daemon: the `Runtime` port on this host."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from pathlib import Path
+
+from poolmgr.adapters.runtimes.cgroup import Hierarchy, Leaf
+from poolmgr.adapters.runtimes.engine import Engine
+from poolmgr.adapters.runtimes.enginedir import EngineDirectory
+from poolmgr.adapters.runtimes.follow import follow
+from poolmgr.adapters.runtimes.recovery import Found, examine
+from poolmgr.adapters.runtimes.tree import Tree
+from poolmgr.errors import InternalError
+from poolmgr.model.engine import LaunchSpec, ProcessIdentity, RecoveredEngine, RecoveryState, Usage
+from poolmgr.ports import EngineListener, Workers
+
+CGROUP, PROCESS_GROUP = "cgroup", "process-group"
+
+
+class ProcessRuntime:
+    """One directory per engine under `<state_dir>/engines`; one cgroup v2 leaf per engine where the host allows it.
+
+    `listener_inodes`: inodes of the sockets that listen on a TCP port of the loopback or of every address.
+    `containment`: one of the two, for a host that is not to be asked. `log_check_seconds`: how often a shim looks
+    whether its log has outgrown the limit. Raises OSError when the directory cannot be made.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        workers: Workers,
+        *,
+        listener_inodes: Callable[[int], Collection[int]],
+        containment: str | None = None,
+        log_check_seconds: float = 5.0,
+    ) -> None:
+        self._directory = state_dir.absolute() / "engines"
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._workers = workers
+        self._listener_inodes = listener_inodes
+        self._log_check_seconds = log_check_seconds
+        self._hierarchy = Hierarchy.find()
+        self._place: Path | None = None
+        if self._hierarchy is not None and containment != PROCESS_GROUP:
+            self._place = self._hierarchy.place_for_leaves()
+        self._engines: dict[str, Engine] = {}
+        self._found: dict[str, Found] = {}
+
+    @property
+    def containment(self) -> str:
+        return PROCESS_GROUP if self._place is None else CGROUP
+
+    async def start(self, launch: LaunchSpec, listener: EngineListener) -> ProcessIdentity:
+        engine = self._engines.get(launch.engine_id)
+        if engine is None:
+            engine = self._new(launch.engine_id, self._leaf(launch.engine_id), None)
+        return await engine.start(launch, listener, self._log_check_seconds)
+
+    def terminate(self, engine_id: str) -> None:
+        self._engines[engine_id].terminate()
+
+    def kill_tree(self, engine_id: str) -> None:
+        self._engines[engine_id].kill_tree()
+
+    async def rest(self, engine_id: str) -> None:
+        if engine_id in self._engines:
+            await self._engines[engine_id].rest()
+
+    async def remove(self, engine_id: str) -> None:
+        if engine_id in self._engines:
+            await self._engines[engine_id].remove()
+            del self._engines[engine_id]
+            self._found.pop(engine_id, None)
+
+    async def recover(self) -> Sequence[RecoveredEngine]:
+        found = await self._workers.run(self._examine_all)
+        for one in found:
+            dead = one.engine.state is RecoveryState.DEAD
+            leaf = None if one.leaf is None else Leaf(one.leaf)
+            if dead and (leaf is None or not leaf.populated()):
+                # Nothing is left of it: another start writes `spec` again, and goes where leaves go now.
+                self._new(one.engine.engine_id, self._leaf(one.engine.engine_id), None)
+            else:
+                self._new(one.engine.engine_id, leaf, one.launch)
+            self._found[one.engine.engine_id] = one
+        return [one.engine for one in found]
+
+    def attach(self, engine_id: str, listener: EngineListener) -> None:
+        """Also for one that is DEAD: the listener hears how it ended, and when the last of its processes has gone."""
+        found = self._found.pop(engine_id)
+        if found.identity is None or found.engine.state is RecoveryState.IN_DOUBT:
+            raise InternalError(f"engine {engine_id} has no run that could be watched: {found.engine.detail}")
+        self._engines[engine_id].attach(found.identity, listener, found.engine.exit)
+
+    def usage(self, engine_id: str) -> Usage:
+        return self._engines[engine_id].usage()
+
+    def owner_of_port(self, engine_id: str, port: int) -> bool | None:
+        engine, inodes = self._engines[engine_id], self._listener_inodes(port)
+        return engine.holds_socket(inodes) if inodes else None
+
+    def log_path(self, engine_id: str) -> str:
+        return str(self._engines[engine_id].directory.log)
+
+    def log_tail(self, engine_id: str, lines: int) -> tuple[str, ...]:
+        return self._engines[engine_id].directory.tail(lines)
+
+    def follow_log(self, engine_id: str, lines: int) -> AsyncGenerator[tuple[str, ...], None]:
+        return follow(self._engines[engine_id].directory, lines)
+
+    def directory(self, engine_id: str) -> str:
+        return str(self._engines[engine_id].directory.path)
+
+    async def close(self) -> None:
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+    def _new(self, engine_id: str, leaf: Leaf | None, launch: LaunchSpec | None) -> Engine:
+        directory = EngineDirectory(self._directory / engine_id)
+        engine = self._engines[engine_id] = Engine(directory, Tree(engine_id, leaf), launch, self._workers)
+        return engine
+
+    def _leaf(self, engine_id: str) -> Leaf | None:
+        return None if self._place is None else Leaf(self._place / engine_id)
+
+    def _examine_all(self) -> list[Found]:
+        found = []
+        for path in sorted(self._directory.iterdir()):
+            leaf = self._leaf(path.name)
+            found.append(examine(EngineDirectory(path), None if leaf is None else leaf.path, self._hierarchy))
+        return found

@@ -1,0 +1,145 @@
+"""Who a process is and what it uses, by /proc and pidfds."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import struct
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from poolmgr.adapters.shim import procfs as proc
+from poolmgr.adapters.shim import wire
+from poolmgr.model.engine import ExitRecord, ProcessIdentity
+
+# struct pidfd_info of <linux/pidfd.h>: mask, cgroupid, eleven ids, exit_code.
+_PIDFD_INFO = struct.Struct("QQ11Ii")
+_PIDFD_INFO_EXIT = 1 << 3
+_PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO.size << 16 | 0xFF << 8 | 11
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def carries_engine_id(pid: int, engine_id: str) -> bool | None:
+    """Whether the environment that the process was given names the engine; None: no such process or not ours to see."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except (OSError, ProcessLookupError):
+        return None
+    return f"{wire.ENGINE_ID_VARIABLE}={engine_id}".encode() in environment.split(b"\0")
+
+
+def marked_pids(engine_id: str) -> list[int]:
+    """Live processes whose environment names the engine: the tree, where no cgroup holds it together."""
+    return [pid for pid in proc.all_pids() if carries_engine_id(pid, engine_id)]
+
+
+def open_pidfd(identity: ProcessIdentity) -> int | None:
+    """A pidfd of exactly this process, zombie or not; None when it has gone."""
+    try:
+        pidfd = os.pidfd_open(identity.pid)
+    except ProcessLookupError:
+        return None
+    # Asked after the open: what the pidfd holds had this start time, whoever gets the pid later.
+    if proc.start_ticks(identity.pid) == identity.start_ticks and _same_inode(pidfd, identity):
+        return pidfd
+    os.close(pidfd)
+    return None
+
+
+def _same_inode(pidfd: int, identity: ProcessIdentity) -> bool:
+    if identity.pidfd_inode is None:
+        return True
+    with select.epoll() as other:
+        return proc.pidfd_inode(pidfd, other.fileno()) == identity.pidfd_inode
+
+
+def is_zombie(identity: ProcessIdentity) -> bool:
+    state = proc.stat_field(identity.pid, proc.STATE)
+    return state in ("Z", "X") and proc.start_ticks(identity.pid) == identity.start_ticks
+
+
+def kill_marked(engine_id: str) -> None:
+    """SIGKILL to every process whose environment names the engine, each through a pidfd checked after its open."""
+    for pid in marked_pids(engine_id):
+        with suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                if carries_engine_id(pid, engine_id):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
+
+
+def cause_by_wait(pidfd: int) -> ExitRecord | None:
+    """For a child of ours: an orphan that a sub-reaping daemon inherited. Reaps it."""
+    try:
+        found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        return None
+    if found is None:
+        return None
+    exited = found.si_code == os.CLD_EXITED
+    code, number = (found.si_status, None) if exited else (None, found.si_status)
+    return ExitRecord(exit_code=code, signal=number, source="waitid")
+
+
+def cause_of_zombie(identity: ProcessIdentity) -> ExitRecord | None:
+    """Field 52 of /proc/<pid>/stat, while nobody has reaped it. The kernel shows strangers 0: those are not asked."""
+    if not is_zombie(identity):
+        return None
+    with suppress(FileNotFoundError):
+        if os.geteuid() not in (0, os.stat(f"/proc/{identity.pid}").st_uid):
+            return None
+    status = proc.stat_field(identity.pid, proc.EXIT_STATUS)
+    return None if status is None else _from_status(int(status), "zombie")
+
+
+def cause_by_pidfd(pidfd: int) -> ExitRecord | None:
+    """PIDFD_GET_INFO, which tells the exit status once the process is reaped (Linux 6.15)."""
+    buffer = bytearray(_PIDFD_INFO.size)
+    _PIDFD_INFO.pack_into(buffer, 0, _PIDFD_INFO_EXIT, *[0] * 13)
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, buffer)
+    except OSError:
+        return None
+    mask, *_, status = _PIDFD_INFO.unpack(buffer)
+    return _from_status(status, "pidfd_info") if mask & _PIDFD_INFO_EXIT else None
+
+
+def _from_status(status: int, source: str) -> ExitRecord:
+    if os.WIFSIGNALED(status):
+        return ExitRecord(signal=os.WTERMSIG(status), source=source)
+    return ExitRecord(exit_code=os.WEXITSTATUS(status), source=source)
+
+
+def resident_bytes(pids: Iterable[int]) -> int | None:
+    """The sum of their resident sets; None when none could be read."""
+    return _sum(pids, lambda pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE)
+
+
+def read_bytes(pids: Iterable[int]) -> int | None:
+    """The sum of what they have read, page cache included (`rchar`); None when none could be read."""
+    return _sum(pids, lambda pid: int(Path(f"/proc/{pid}/io").read_text().split()[1]))
+
+
+def _sum(pids: Iterable[int], read: Callable[[int], int]) -> int | None:
+    found = []
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            found.append(read(pid))
+    return sum(found) if found else None
+
+
+def holds_socket(pid: int, inodes: Collection[int]) -> bool:
+    """Whether one of the sockets is open in the process."""
+    wanted = {f"socket:[{inode}]" for inode in inodes}
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):
+                if os.readlink(f"/proc/{pid}/fd/{name}") in wanted:
+                    return True
+    return False

@@ -1,0 +1,111 @@
+"""All processes of one engine: its cgroup leaf or, without one, whatever carries the engine's id in its environment.
+
+The second is for daemons that cannot have cgroups, and only when no shim is there to ask: a shim knows its descendants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from poolmgr.adapters.runtimes import procfs
+from poolmgr.adapters.runtimes.cgroup import Leaf
+from poolmgr.adapters.runtimes.readiness import Watch
+
+
+class Closeable(Protocol):
+    def close(self) -> None: ...
+
+
+class Tree:
+    def __init__(self, engine_id: str, leaf: Leaf | None) -> None:
+        self._engine_id = engine_id
+        self.leaf = leaf
+        self._killing = False
+
+    def pids(self) -> list[int]:
+        return self.leaf.pids() if self.leaf is not None else procfs.marked_pids(self._engine_id)
+
+    def alive(self) -> bool:
+        return self.leaf.populated() if self.leaf is not None else bool(self.pids())
+
+    def kill(self) -> None:
+        """SIGKILL to every process. Without a leaf a fork may slip through: `watch` kills on until none is left."""
+        if self.leaf is not None:
+            self.leaf.kill()
+        else:
+            self._killing = True
+            procfs.kill_marked(self._engine_id)
+
+    def survivors(self) -> list[int]:
+        """`pids`, after killing what a `kill` missed."""
+        if self._killing:
+            procfs.kill_marked(self._engine_id)
+        pids = self.pids()
+        self._killing = self._killing and bool(pids)
+        return pids
+
+    def watch(self, on_empty: Callable[[], None]) -> Closeable:
+        """Calls back once when no process is left, from within this call if that is so already."""
+        if self.leaf is not None:
+            return _LeafWatch(self.leaf, on_empty)
+        return _PidWatch(self, on_empty)
+
+
+class _LeafWatch:
+    """`cgroup.events` shows POLLPRI at every change since it was last read."""
+
+    def __init__(self, leaf: Leaf, on_empty: Callable[[], None]) -> None:
+        self._on_empty = on_empty
+        self._events = leaf.open_events()
+        if self._events is None:
+            on_empty()
+            return
+        self._watch = Watch(asyncio.get_running_loop(), self._events, select.EPOLLPRI, self._changed)
+        self._changed()
+
+    def _changed(self) -> None:
+        assert self._events is not None
+        if b"populated 0" in os.pread(self._events, 4096, 0):
+            self.close()
+            self._on_empty()
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._watch.close()
+            os.close(self._events)
+            self._events = None
+
+
+class _PidWatch:
+    """A pidfd for each process that is left; at every death it looks again."""
+
+    def __init__(self, tree: Tree, on_empty: Callable[[], None]) -> None:
+        self._tree = tree
+        self._on_empty = on_empty
+        self._loop = asyncio.get_running_loop()
+        self._pidfds: list[int] = []
+        self._look()
+
+    def _look(self) -> None:
+        self.close()
+        while pids := self._tree.survivors():
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    self._pidfds.append(os.pidfd_open(pid))
+            if self._pidfds:
+                break
+        for pidfd in self._pidfds:
+            self._loop.add_reader(pidfd, self._look)
+        if not self._pidfds:
+            self._on_empty()
+
+    def close(self) -> None:
+        while self._pidfds:
+            pidfd = self._pidfds.pop()
+            self._loop.remove_reader(pidfd)
+            os.close(pidfd)

@@ -1,0 +1,95 @@
+"""Starting the engine: everything that can be made beforehand is, so that a respawn is clone, setsid and execve.
+
+What the engine gets from the shim by inheritance was set up once (`prepare`): /dev/null as stdin, the log as stdout
+and stderr, the working directory, the umask, an empty signal mask and, because the shim *handles* every signal that it
+does not want, default dispositions: execve resets handlers, but would keep SIG_IGN. All else is close-on-exec.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+from . import linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+_UNWANTED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
+
+
+def prepare() -> int:
+    """Makes this process a shim; returns a descriptor that is readable after every signal. Raises OSError."""
+    linux.become_subreaper()
+    os.umask(0o022)
+    wakeup, written = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    for number in _UNWANTED:
+        signal.signal(number, _note)
+    signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    return wakeup
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    """The wakeup descriptor tells the loop; nothing is left to do here."""
+
+
+class Child:
+    """A process on its way to execve. `pidfd` belongs to whoever holds this."""
+
+    __slots__ = ("_verdict", "pid", "pidfd")
+
+    def __init__(self, pid: int, pidfd: int, verdict: int) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self._verdict = verdict
+
+    def exec_errno(self) -> int:
+        """Waits for the execve: 0, or its errno once the child is reaped."""
+        with open(self._verdict, "rb") as pipe:
+            number = int.from_bytes(pipe.read(), "little")
+        if number:
+            os.waitid(os.P_PID, self.pid, os.WEXITED)
+        return number
+
+
+class Launcher:
+    """One engine's execve arguments, ready in C. `leaf` is the cgroup it is born in; None: a plain fork."""
+
+    def __init__(self, argv: list[str], env: dict[str, str], leaf: str | None) -> None:
+        self._path = os.fsencode(argv[0])
+        self._argv = _c_strings(argv)
+        self._envp = _c_strings([f"{name}={value}" for name, value in env.items()])
+        self._leaf = None if leaf is None else os.open(leaf, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        if self._leaf is not None:
+            os.close(self._leaf)
+
+    def begin(self) -> Child:
+        """Raises OSError when no process could be made."""
+        verdict, told = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid, pidfd = linux.fork_with_pidfd() if self._leaf is None else linux.clone_into_cgroup(self._leaf)
+        except OSError:
+            os.close(verdict)
+            os.close(told)
+            raise
+        if pid == 0:
+            self._become_engine(told)
+        os.close(told)
+        return Child(pid, pidfd, verdict)
+
+    def _become_engine(self, told: int) -> None:
+        """In the child, to the end: execve closes `told`, which says that it went well."""
+        try:
+            os.setsid()
+            linux.libc.execve(self._path, self._argv, self._envp)
+            os.write(told, ctypes.get_errno().to_bytes(4, "little"))
+        finally:
+            os._exit(127)
+
+
+def _c_strings(values: list[str]) -> ctypes.Array[ctypes.c_char_p]:
+    return (ctypes.c_char_p * (len(values) + 1))(*map(os.fsencode, values), None)

@@ -1,0 +1,58 @@
+"""Time, randomness and threads as this host has them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class SystemClock:
+    """CLOCK_BOOTTIME, which goes on in suspend, and the host's wall clock."""
+
+    def now(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def wall(self) -> float:
+        return time.time()
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
+        # The loop's timers run on CLOCK_MONOTONIC, which stands still in suspend: a timer can be late by that, not
+        # early, and whoever is called looks at `now` again.
+        return asyncio.get_running_loop().call_later(max(0.0, when - self.now()), callback)
+
+    async def sleep_until(self, when: float) -> None:
+        await asyncio.sleep(max(0.0, when - self.now()))
+
+
+class SystemRng:
+    """Jitter needs no secrecy, ids and tokens do."""
+
+    def __init__(self) -> None:
+        self._jitter = random.Random()  # seeded by the system
+
+    def random(self) -> float:
+        return self._jitter.random()
+
+    def hex(self, nbytes: int) -> str:
+        return secrets.token_hex(nbytes)
+
+
+class ThreadWorkers:
+    """At most `threads` threads, named, started when first needed."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+
+    async def run(self, function: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+
+    def close(self) -> None:
+        """Waits for what is under way."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
