@@ -1,0 +1,166 @@
+"""The composition root: the one module that knows every concrete class, and the daemon's beginning and end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import structlog
+from poolmgr_ext.sockdiag import listener_inodes
+
+from poolmgr import __version__
+from poolmgr.adapters.engines import default_kinds
+from poolmgr.adapters.ports import LoopbackPorts
+from poolmgr.adapters.probe import NetworkProbe, http_get_json
+from poolmgr.adapters.runtimes.process import ProcessRuntime
+from poolmgr.adapters.store.sqlite import open_store
+from poolmgr.adapters.system import SystemClock, SystemRng, ThreadWorkers
+from poolmgr.api.server import ApiServer, ServerSettings
+from poolmgr.config.load import LoadedConfig, describe, load_config
+from poolmgr.errors import ClientError
+from poolmgr.model.pool import PoolSpec
+from poolmgr.observe.logging import configure, log_events
+from poolmgr.runtime import declared
+from poolmgr.runtime.bus import Bus
+from poolmgr.runtime.engine_host import Outside
+from poolmgr.runtime.facade import About, Controls, Facade
+from poolmgr.runtime.supervisor import Settings, Supervisor
+from poolmgr.runtime.tasks import Tasks
+
+STOP_CALLS_SECONDS = 2.0
+LOG_FLUSH_SECONDS = 2.0
+STORE_THREADS = 1  # one writer
+WORKER_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """What the daemon was started with; the configuration is read from it again on reload."""
+
+    config: Path | None
+    flags: Mapping[str, object]
+
+    def load(self) -> LoadedConfig:
+        return load_config(self.config, os.environ, self.flags)
+
+
+class Ending:
+    """Why and how the daemon ends: asked for, or because a task failed that must not."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.stop_engines = False
+        self.failure: BaseException | None = None
+
+    def ask(self, stop_engines: bool) -> None:
+        self.stop_engines = self.stop_engines or stop_engines
+        self.asked.set()
+
+    def fail(self, error: BaseException) -> None:
+        structlog.get_logger("poolmgr").error("task_failed", exc_info=error)
+        self.failure = self.failure or error
+        self.asked.set()
+
+
+async def serve(command_line: CommandLine, loaded: LoadedConfig, announce: Callable[[str], None]) -> int:
+    """Runs the daemon until it is asked to end. Returns the exit status. `announce` gets the address once it serves.
+
+    The address is taken and the state directory locked before anything is changed; engines are found again before the
+    first call is answered.
+    """
+    config = loaded.config
+    ending, clock, rng = Ending(), SystemClock(), SystemRng()
+    tasks = Tasks(ending.fail)
+    workers, store_workers = ThreadWorkers("work", WORKER_THREADS), ThreadWorkers("store", STORE_THREADS)
+    server_settings = ServerSettings(
+        config.server.addr.host, config.server.addr.port, config.server.reflection,
+        config.server.max_message_bytes, config.server.max_concurrent_rpcs,
+    )  # fmt: skip
+    api = ApiServer(server_settings)
+    api.bind()
+    store = await open_store(config.state.dir, store_workers, clock.wall)
+    runtime = ProcessRuntime(config.state.dir, workers, listener_inodes=listener_inodes)
+    outside = Outside(runtime, default_kinds(http_get_json), NetworkProbe(), LoopbackPorts(), workers, rng)
+    bus = Bus(store.epoch)
+    bus.listen(log_events)
+    settings = Settings(config.supervision.settings(), config.leases.settings())
+    supervisor = Supervisor(clock, rng, store, outside, settings, bus, tasks)
+    about = About(__version__, os.getpid(), clock.wall(), api.address, str(config.state.dir), str(loaded.file or ""))
+    controls = Controls(partial(describe_strings, loaded), partial(_read_again, command_line, loaded), ending.ask)
+    facade = Facade(supervisor, outside, clock, about, controls)
+    try:
+        await supervisor.recover()
+        await declared.apply_at_start(supervisor, config.pools)
+        _on_signals(ending, facade, tasks)
+        await api.start(facade, rng)
+        announce(api.address)
+        await ending.asked.wait()
+    finally:
+        await api.stop(STOP_CALLS_SECONDS)
+        left = await supervisor.close(ending.stop_engines)
+        await tasks.close()
+        await runtime.close()
+        store.close()
+        workers.close()
+        store_workers.close()
+    structlog.get_logger("poolmgr").info("daemon_stopped", engines_left_running=left)
+    return 1 if ending.failure else 0
+
+
+def describe_strings(loaded: LoadedConfig) -> list[tuple[str, str, str]]:
+    """(section.key, JSON value, origin)."""
+    return [(key, json.dumps(value), str(origin)) for key, value, origin in describe(loaded)]
+
+
+def _read_again(command_line: CommandLine, at_start: LoadedConfig) -> tuple[Mapping[str, PoolSpec], tuple[str, ...]]:
+    """(declared pools, keys whose new value only the next start takes up). ClientError for a bad file."""
+    loaded = command_line.load()
+    before = {key: value for key, value, _ in describe(at_start) if not key.startswith("pools.")}
+    after = {key: value for key, value, _ in describe(loaded) if not key.startswith("pools.")}
+    return loaded.config.pools, tuple(sorted(key for key in after if after[key] != before[key]))
+
+
+def _on_signals(ending: Ending, facade: Facade, tasks: Tasks) -> None:
+    """SIGTERM and SIGINT end the daemon and leave engines running (PROC-8); SIGHUP reads the file again (CFG-3)."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.ask, False)
+    loop.add_signal_handler(signal.SIGHUP, lambda: tasks(_reload(facade), "reload"))
+
+
+async def _reload(facade: Facade) -> None:
+    log = structlog.get_logger("poolmgr")
+    try:
+        change = await facade.reload_config(validate_only=False)
+    except ClientError as error:
+        log.error("config_reload_refused", reason=str(error.reason), message=error.message)
+    else:
+        log.info(
+            "config_reloaded",
+            pools_created=change.pools_created,
+            pools_updated=change.pools_updated,
+            pools_deleted=change.pools_deleted,
+            restart_required=change.restart_required,
+        )
+
+
+def run(command_line: CommandLine) -> int:
+    """The daemon from its command line. Raises PoolmgrError for what keeps it from starting."""
+    loaded = command_line.load()
+    writer = configure(loaded.config.observability.log_level, loaded.config.observability.log_format)
+
+    def announce(address: str) -> None:
+        structlog.get_logger("poolmgr").info(
+            "daemon_started", address=address, version=__version__, state_dir=str(loaded.config.state.dir)
+        )
+
+    try:
+        return asyncio.run(serve(command_line, loaded, announce))
+    finally:
+        writer.close(LOG_FLUSH_SECONDS)

@@ -1,0 +1,80 @@
+"""Leases: model <-> protobuf. On the path of every grant, so each message is built in one call."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from poolmgr.convert.common import (
+    duration_to_proto,
+    enum_table,
+    invalid,
+    optional_duration,
+    seconds_from,
+    timestamp_to_proto,
+)
+from poolmgr.model.lease import Lease, LeaseAsk, LeaseOutcome, Refusal, RefusalReason
+from poolmgr.model.settings import LeaseSettings
+from poolmgr.v1 import lease_pb2 as pb
+
+MAX_HOLDER: Final = 128
+MAX_REQUEST_ID: Final = 128
+
+OUTCOMES: Final = enum_table(LeaseOutcome, pb.Lease.Outcome.Value)
+REFUSALS: Final = enum_table(RefusalReason, pb.Refusal.Reason.Value)
+
+
+def ask_from_proto(request: pb.AcquireLeaseRequest, lease_id: str, token: str, settings: LeaseSettings) -> LeaseAsk:
+    """The ask with the id and the secret that its lease shall have. Raises ClientError(INVALID_ARGUMENT)."""
+    ttl = request.ttl if request.HasField("ttl") else None
+    wait = request.wait if request.HasField("wait") else None
+    return LeaseAsk(
+        lease_id,
+        token,
+        _holder(request.holder),
+        seconds_from(ttl, settings.ttl_default, settings.ttl_min, settings.ttl_max, "ttl"),
+        seconds_from(wait, 0.0, 0.0, settings.wait_max, "wait"),
+        request.priority,
+        _request_id(request.request_id),
+    )
+
+
+def lease_to_proto(pool_id: str, lease: Lease, wall_offset: float, with_token: bool) -> pb.Lease:
+    """`wall_offset`: Unix seconds less boot-time seconds. The token is for the holder's eyes only."""
+    return pb.Lease(
+        lease_id=lease.lease_id,
+        pool_id=pool_id,
+        generation=lease.generation,
+        holder=lease.holder,
+        fencing_token=lease.fencing_token,
+        token=lease.token if with_token else "",
+        endpoint=lease.endpoint,
+        ttl=duration_to_proto(lease.ttl),
+        expire_time=timestamp_to_proto(lease.expires + wall_offset),
+    )
+
+
+def refusal_to_proto(refusal: Refusal) -> pb.Refusal:
+    return pb.Refusal(
+        reason=REFUSALS[refusal.reason],
+        message=refusal.message,
+        retry_after=optional_duration(refusal.retry_after),
+    )
+
+
+def outcome_to_proto(outcome: LeaseOutcome) -> pb.Lease.Outcome.ValueType:
+    return OUTCOMES[outcome]
+
+
+def _holder(holder: str) -> str:
+    # Shown in terminals and logs, where a control character is somebody else's command.
+    if not 1 <= len(holder) <= MAX_HOLDER or not holder.isprintable():
+        message = f"must be 1 to {MAX_HOLDER} printable characters, it has {len(holder)}"
+        raise invalid("holder", message, value=len(holder), low=1, high=MAX_HOLDER)
+    return holder
+
+
+def _request_id(request_id: str) -> str:
+    if len(request_id) > MAX_REQUEST_ID:
+        message = f"has {len(request_id)} characters, at most {MAX_REQUEST_ID} are allowed"
+        raise invalid("request_id", message, value=len(request_id), high=MAX_REQUEST_ID)
+    return request_id

@@ -1,0 +1,257 @@
+"""Builders and a scripted driver for tests of the pure core."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from hypothesis import HealthCheck, Phase, settings
+
+from poolmgr.core.messages import (
+    Acquire,
+    Drain,
+    Event,
+    Exited,
+    InDoubt,
+    LeaseAnswered,
+    Moment,
+    Note,
+    NoteName,
+    Preload,
+    Probed,
+    RunProbe,
+    Spawned,
+    Start,
+    Stop,
+    Tick,
+    TreeEmpty,
+)
+from poolmgr.core.pool import step
+from poolmgr.core.settle import next_deadline
+from poolmgr.core.state import Pool, new_pool
+from poolmgr.model.engine import Diagnosis, EngineFacts, ExitRecord, ProbeOutcome, ProbeResult, Usage
+from poolmgr.model.lease import Lease, LeaseAsk, Refusal
+from poolmgr.model.pool import EngineName, Origin, PoolRecord, PoolSpec, PoolState
+from poolmgr.model.settings import LeaseSettings, SupervisionSettings
+
+T = TypeVar("T")
+
+# HYPOTHESIS_EFFORT=20 runs twenty times the examples.
+EFFORT = int(os.environ.get("HYPOTHESIS_EFFORT", "1"))
+
+OK = ProbeResult(ProbeOutcome.OK)
+LOADING = ProbeResult(ProbeOutcome.LOADING, "loading model")
+FAILED = ProbeResult(ProbeOutcome.FAILED, "connection refused")
+EXIT_0 = ExitRecord(exit_code=0, source="shim")
+EXIT_1 = ExitRecord(exit_code=1, source="shim")
+KILLED = ExitRecord(signal=9, source="shim")
+OOM = ExitRecord(signal=9, oom_killed=True, source="shim")
+CUDA = Diagnosis("CUDA_ERROR", "an illegal memory access was encountered", permanent=False)
+BAD_ARGUMENTS = Diagnosis("BAD_ARGUMENTS", "unknown flag --nonsense", permanent=True)
+
+ENGINE = "e" * 32
+BORN = 1000.0
+
+
+def searching(examples: int, steps: int = 40) -> settings:
+    """Settings of a property that is expected to hold."""
+    return settings(
+        max_examples=examples * EFFORT,
+        stateful_step_count=steps,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def hunting(examples: int, steps: int = 40) -> settings:
+    """Settings of a property that is expected to fail: the first failure is enough, it is not made smaller."""
+    return settings(searching(examples, steps), phases=(Phase.generate,), report_multiple_bugs=False, print_blob=False)
+
+
+def a_spec(**changes: Any) -> PoolSpec:
+    return replace(PoolSpec(EngineName.COMMAND, command="/opt/engine", slots=2), **changes)
+
+
+def a_pool(
+    spec: PoolSpec | None = None,
+    supervision: SupervisionSettings | None = None,
+    leases: LeaseSettings | None = None,
+) -> Pool:
+    record = PoolRecord("p", spec or a_spec(), 1, Origin.API, 0.0)
+    return new_pool(record, supervision or SupervisionSettings(), leases or LeaseSettings())
+
+
+def an_ask(name: str, **changes: Any) -> LeaseAsk:
+    return replace(LeaseAsk(lease_id=f"p.{name}", token=f"token-{name}", holder="tester"), **changes)
+
+
+def of(kind: type[T], effects: list[Any]) -> list[T]:
+    return [e for e in effects if isinstance(e, kind)]
+
+
+def only(kind: type[T], effects: list[Any]) -> T:
+    found = of(kind, effects)
+    assert len(found) == 1, f"{len(found)} of {kind.__name__} in {effects}"
+    return found[0]
+
+
+def notes(effects: list[Any], name: NoteName) -> list[Note]:
+    return [n for n in of(Note, effects) if n.name is name]
+
+
+def answers(effects: list[Any]) -> dict[str, Lease | Refusal]:
+    given = of(LeaseAnswered, effects)
+    told = {e.answer.lease_id: e.answer.result for e in given}
+    assert len(told) == len(given), f"an ask was answered twice in one step: {given}"
+    return told
+
+
+@dataclass
+class Driver:
+    """Drives one pool by hand: every step is at `now`, and the probes are answered by the test."""
+
+    pool: Pool = field(default_factory=a_pool)
+    now: float = BORN
+    jitter: float = 0.5
+    fence: int = 1
+    host_restarts: int = 0
+    usage: Usage = Usage()
+    log: list[Any] = field(default_factory=list)
+
+    @property
+    def state(self) -> PoolState:
+        return self.pool.state
+
+    def do(self, event: Event) -> list[Any]:
+        moment = Moment(self.now, 1.7e9 + self.now, self.jitter, self.fence, self.host_restarts)
+        self.pool, effects = step(self.pool, event, moment)
+        for answered in of(LeaseAnswered, list(effects)):
+            if isinstance(answered.answer.result, Lease):
+                self.fence = max(self.fence, answered.answer.result.fencing_token + 1)
+        self.log += effects
+        return list(effects)
+
+    def at(self, when: float) -> list[Any]:
+        """One late Tick at `when`, with nothing before it."""
+        self.now = when
+        return self.do(Tick())
+
+    def pass_time(self, seconds: float, answer: ProbeResult | None = None) -> list[Any]:
+        """Lets time go by with a Tick at every deadline; `answer` goes to every probe, None to none."""
+        end, effects = self.now + seconds, []
+        while (due := next_deadline(self.pool)) is not None and due <= end:
+            self.now = max(due, self.now)
+            happened = self.do(Tick())
+            if answer is not None and of(RunProbe, happened):
+                happened += self.answer(answer)
+            effects += happened
+        self.now = end
+        return effects
+
+    def answer(self, result: ProbeResult, **changes: Any) -> list[Any]:
+        """Answers the probe that is under way."""
+        assert self.pool.engine is not None
+        return self.do(replace(Probed(self.pool.engine.probe.serial, result, self.usage), **changes))
+
+    def spawn(self, engine_id: str = ENGINE, pid: int = 100, port: int = 8000) -> list[Any]:
+        return self.do(Spawned(engine_id, pid, port))
+
+    def start(self) -> list[Any]:
+        """To STARTING."""
+        effects = self.do(Preload())
+        assert of(Start, effects)
+        return effects + self.spawn()
+
+    def make_ready(self, facts: EngineFacts | None = None) -> list[Any]:
+        """To READY, from whatever comes before it by itself."""
+        effects: list[Any] = []
+        if self.state in (PoolState.PENDING, PoolState.STOPPED):
+            effects += self.do(Preload())
+        if self.state in (PoolState.BACKOFF, PoolState.PARKED):
+            assert self.pool.resume_at is not None
+            effects += self.at(max(self.now, self.pool.resume_at))
+        if self.state is PoolState.PROVISIONING:
+            effects += self.spawn()
+        effects += self.answer(OK, facts=facts)
+        assert self.state is PoolState.READY
+        return effects
+
+    def crash(self, record: ExitRecord = EXIT_1, diagnosis: Diagnosis | None = None) -> list[Any]:
+        """The engine ends, and its tree with it."""
+        assert self.pool.engine is not None
+        engine_id = self.pool.engine.engine_id
+        effects = self.do(Exited(engine_id, record, ("last words",), diagnosis))
+        return effects + self.do(TreeEmpty(engine_id))
+
+    def ask(self, name: str, **changes: Any) -> Lease | Refusal | None:
+        """The answer, or None while it waits."""
+        ask = an_ask(name, **changes)
+        return answers(self.do(Acquire(ask))).get(ask.lease_id)
+
+    def lease(self, name: str, **changes: Any) -> Lease:
+        result = self.ask(name, **changes)
+        assert isinstance(result, Lease), result
+        return result
+
+
+def ready(spec: PoolSpec | None = None, **changes: Any) -> Driver:
+    driver = Driver(a_pool(spec, **changes))
+    driver.make_ready()
+    return driver
+
+
+def in_state(state: PoolState, spec: PoolSpec | None = None) -> Driver:
+    """A pool brought into `state` by events that lead there; DRAINING holds one lease."""
+    driver = Driver(a_pool(spec))
+    REACH[state](driver)
+    assert driver.state is state
+    return driver
+
+
+def _reach_draining(driver: Driver) -> None:
+    driver.make_ready()
+    driver.lease("held", ttl=300.0)
+    driver.do(Drain())
+
+
+def _reach_stopping(driver: Driver) -> None:
+    driver.make_ready()
+    driver.do(Stop())
+
+
+def _reach_stopped(driver: Driver) -> None:
+    _reach_stopping(driver)
+    driver.crash()
+
+
+def _reach_backoff(driver: Driver) -> None:
+    driver.make_ready()
+    driver.crash()
+
+
+def _reach_parked(driver: Driver) -> None:
+    """By an open breaker."""
+    while driver.state is not PoolState.PARKED:
+        driver.make_ready()
+        driver.crash()
+
+
+def _reach_unknown(driver: Driver) -> None:
+    driver.do(InDoubt(ENGINE, "start time differs"))
+
+
+REACH = {
+    PoolState.PENDING: lambda driver: None,
+    PoolState.PROVISIONING: lambda driver: driver.do(Preload()),
+    PoolState.STARTING: lambda driver: driver.start(),
+    PoolState.READY: lambda driver: driver.make_ready(),
+    PoolState.DRAINING: _reach_draining,
+    PoolState.STOPPING: _reach_stopping,
+    PoolState.STOPPED: _reach_stopped,
+    PoolState.BACKOFF: _reach_backoff,
+    PoolState.PARKED: _reach_parked,
+    PoolState.UNKNOWN: _reach_unknown,
+}

@@ -1,0 +1,331 @@
+"""The whole pool under random commands, facts and time, in a small world that checks every step."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from poolmgr.core import ending, engine, leases, restart, settle, starting
+from poolmgr.core import pool as pool_module
+from poolmgr.core import state as state_module
+from poolmgr.core.leases import LeaseTable
+from poolmgr.core.messages import (
+    Acquire,
+    ChangeSpec,
+    Delete,
+    Drain,
+    Exited,
+    ForgetWaiter,
+    KillTree,
+    Preload,
+    Probed,
+    Release,
+    Renew,
+    ResetBreaker,
+    Stop,
+    TreeEmpty,
+    Undrain,
+)
+from poolmgr.core.settle import next_deadline
+from poolmgr.model.engine import Usage
+from poolmgr.model.lease import Lease
+from poolmgr.model.pool import BreakerState, PoolState, RestartMode
+from tests.core.helpers import (
+    BAD_ARGUMENTS,
+    CUDA,
+    EXIT_0,
+    EXIT_1,
+    FAILED,
+    KILLED,
+    LOADING,
+    OK,
+    OOM,
+    a_spec,
+    an_ask,
+    hunting,
+    searching,
+)
+from tests.core.world import World
+
+S = PoolState
+COMMANDS = st.sampled_from(
+    (Preload(), Preload(), Preload(), Drain(), Drain(0.0), Undrain(), Undrain(), Stop(), Stop(0.0), ResetBreaker())
+)
+# States that lead to READY by themselves when nothing fails.
+BOUND = frozenset({S.PROVISIONING, S.STARTING, S.READY, S.BACKOFF})
+HOURS = 4 * 3600.0
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Everything that can happen to a pool, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(a_spec(slots=2))
+        self.held: list[Lease] = []
+        self.names = (str(i) for i in itertools.count())
+
+    @property
+    def alive(self) -> bool:
+        return not self.world.forgets
+
+    @initialize(preload=st.booleans())
+    def begin(self, preload):
+        if preload:
+            self.world.command(Preload())
+
+    # Operators.
+
+    @precondition(lambda self: self.alive)
+    @rule(event=COMMANDS)
+    def command(self, event):
+        self.world.command(event)
+
+    @precondition(lambda self: self.alive)
+    @rule(rarely=st.integers(0, 7))
+    def delete(self, rarely):
+        if rarely == 0:
+            self.world.command(Delete())
+
+    @precondition(lambda self: self.alive and not self.world.pool.deleting)
+    @rule(
+        args=st.sampled_from(((), (), ("--a",), ("--b",))),
+        slots=st.integers(1, 3),
+        mode=st.sampled_from((*RestartMode, RestartMode.ON_FAILURE)),
+        label=st.sampled_from("xy"),
+    )
+    def change_spec(self, args, slots, mode, label):
+        spec = replace(self.world.pool.spec, args=args, slots=slots, restart=mode, labels={"l": label})
+        if spec != self.world.pool.spec:
+            self.world.generation += 1
+            self.world.command(ChangeSpec(spec, self.world.generation))
+
+    # Clients.
+
+    @precondition(lambda self: self.alive)
+    @rule(
+        wait=st.sampled_from((0.0, 30.0, 1000.0)),
+        ttl=st.sampled_from((3.0, 300.0)),
+        priority=st.integers(0, 1),
+        request=st.sampled_from(("", "", "r")),
+    )
+    def acquire(self, wait, ttl, priority, request):
+        ask = an_ask(next(self.names), wait=wait, ttl=ttl, priority=priority, request_id=request)
+        self.world.command(Acquire(ask))
+
+    @precondition(lambda self: self.world.pool.leases.live)
+    @rule(kind=st.sampled_from((Renew, Release)), pick=st.integers(0, 9))
+    def use_lease(self, kind, pick):
+        held = list(self.world.pool.leases.live.values())
+        lease = held[pick % len(held)]
+        self.world.command(kind(lease.lease_id, lease.token))
+
+    @precondition(lambda self: self.world.pool.leases.waiters)
+    @rule()
+    def go_away(self):
+        lease_id = self.world.pool.leases.waiters[0].ask.lease_id
+        self.world.command(ForgetWaiter(lease_id))
+        assert lease_id not in self.world.answered
+        self.world.asked.remove(lease_id)
+
+    # The engine.
+
+    @precondition(lambda self: self.world.starting)
+    @rule(luck=st.integers(0, 9))
+    def start_ends(self, luck):
+        if luck < 8:
+            self.world.spawn()
+        else:
+            self.world.refuse(permanent=luck == 9)
+
+    @precondition(lambda self: self.world.engine)
+    @rule(
+        record=st.sampled_from((EXIT_0, EXIT_1, KILLED, OOM)),
+        diagnosis=st.sampled_from((None, None, CUDA, BAD_ARGUMENTS)),
+        leaves=st.booleans(),
+        at_once=st.booleans(),
+    )
+    def engine_ends(self, record, diagnosis, leaves, at_once):
+        self.world.end(record, diagnosis, leaves)
+        if at_once:
+            self.world.report()
+
+    @rule()
+    def hear_of_the_end(self):
+        self.world.report()
+
+    @precondition(lambda self: self.world.probe)
+    @rule(result=st.sampled_from((OK, OK, OK, LOADING, FAILED)), owned=st.sampled_from((True, True, True, None, False)))
+    def probe_ends(self, result, owned):
+        self.world.answer(result, owned)
+
+    @precondition(lambda self: self.alive)
+    @rule(times=st.integers(2, 7))
+    def crash_loop(self, times):
+        for _ in range(times):
+            self.world.cooperate(100.0, until=frozenset({S.READY}))
+            if self.world.engine is None:
+                return
+            self.world.end(KILLED)
+            self.world.report()
+            self.world.report()
+
+    @precondition(lambda self: self.alive)
+    @rule(seconds=st.sampled_from((5.0, 70.0, 700.0)))
+    def go_well(self, seconds):
+        self.world.cooperate(seconds)
+
+    # What is late or not ours.
+
+    @precondition(lambda self: self.world.old_probes)
+    @rule(result=st.sampled_from((OK, FAILED)), owned=st.sampled_from((True, False)), pick=st.integers(0, 9))
+    def late_answer(self, result, owned, pick):
+        serial = self.world.old_probes[-1 - pick % len(self.world.old_probes)]
+        self.unchanged(Probed(serial, result, Usage(log_bytes=10**9), owned))
+
+    @precondition(lambda self: self.alive)
+    @rule(event=st.sampled_from((Exited("another", KILLED), TreeEmpty("another"))))
+    def foreign_fact(self, event):
+        self.unchanged(event)
+
+    def unchanged(self, event):
+        due = next_deadline(self.world.pool)
+        before = self.world.pool
+        if due is None or due > self.world.now:
+            assert not self.world.fact(event)
+            assert self.world.pool == before
+
+    # Time.
+
+    @precondition(lambda self: self.alive)
+    @rule(seconds=st.sampled_from((0.1, 1.0, 4.0, 20.0, 61.0, 400.0)), jitter=st.sampled_from((0.0, 0.5, 0.99)))
+    def a_late_tick(self, seconds, jitter):
+        self.world.now += seconds
+        self.world.jitter = jitter
+        self.world.tick()
+
+    @precondition(lambda self: self.alive)
+    @rule(times=st.integers(1, 5))
+    def ticks_on_time(self, times):
+        for _ in range(times):
+            self.world.to_next_deadline(self.world.now + 4000.0)
+
+    # The end.
+
+    def teardown(self):
+        world = self.world
+        if world.forgets:
+            return
+        bound = world.state in BOUND or (world.state is S.PARKED and world.pool.resume_at is not None)
+        if world.engine is not None and world.engine.ended is not None:
+            bound = False  # it has ended, perhaps for good; the pool has yet to hear of it
+        if world.engine is not None:
+            world.engine.left = world.engine.left and world.engine.ended is None
+        world.cooperate(HOURS)
+        if world.pool.deleting:
+            assert world.forgets == 1, f"deleted, but {world.state}"
+        elif bound:
+            assert world.state is S.READY, f"{world.state} after {HOURS} s without a fault"
+        else:
+            assert world.state in (S.READY, S.STOPPED, S.PARKED, S.PENDING)
+            self.asked_again()
+        world.command(Stop())
+        world.cooperate(HOURS)
+        assert set(world.answered) == set(world.asked), "every ask is answered in the end"
+
+    def asked_again(self):
+        """Whatever happened before, an operator can bring the pool up."""
+        world = self.world
+        if world.state is S.PARKED or world.pool.policy.breaker_state is BreakerState.OPEN:
+            assert world.command(ResetBreaker())
+        assert world.command(Preload())
+        world.cooperate(HOURS)
+        assert world.state is S.READY
+
+
+@pytest.mark.behaviour(
+    "LEASE-1", "PRE-1", "PRE-4", "PRE-8", "PROC-3", "PROC-7", "RST-2", "RST-7", "RST-8", "DRN-1", "DRN-2", "DRN-5"
+)
+def test_what_must_hold_of_a_pool_holds_after_every_step_of_any_life():
+    run_state_machine_as_test(PoolMachine, settings=searching(150, steps=50))
+
+
+# The world must be able to fail.
+
+
+def dropping(kind):
+    step = pool_module.step
+
+    def broken(pool, event, at):
+        pool, effects = step(pool, event, at)
+        return pool, [e for e in effects if not isinstance(e, kind)]
+
+    return broken
+
+
+def one_more_free(table: LeaseTable) -> int:
+    return max(0, table.slots + 1 - len(table.live))
+
+
+def blind_to_death(pool):
+    return (pool.state, pool.reason, pool.spec, pool.generation, len(pool.leases.live), pool.engine is None)
+
+
+def believes_any_answer(turn, fact):
+    run = turn.pool.engine
+    if run is not None and run.probe.sent is not None:
+        PROBED(turn, replace(fact, serial=run.probe.serial))
+
+
+def never_forgets_the_past(turn):
+    return None
+
+
+def no_breaker(*_):
+    return ""
+
+
+PROBED = engine._probed
+FAULTS = {
+    "KillTree is dropped": (pool_module, "step", dropping(KillTree)),
+    "one slot too many": (LeaseTable, "free", property(one_more_free)),
+    "the old spec is launched again": (starting, "outdated", lambda pool: False),
+    "late answers are believed": (engine, "_probed", believes_any_answer),
+    "a watcher does not see a death": (state_module, "fingerprint", blind_to_death),
+    "the kill after the grace never comes": (settle, "_kill_late", never_forgets_the_past),
+    "leases outlive the engine": (leases, "revoke", lambda table, settings: table),
+    "a pool is not forgotten": (settle, "_forget", never_forgets_the_past),
+    "the start deadline never comes": (engine, "_start_too_slow", never_forgets_the_past),
+    "the tree is taken for gone with its root": (ending, "_end_process", lambda turn, grace: None),
+    "nothing ever resumes": (settle, "_resume", never_forgets_the_past),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_in_the_pool_is_found_by_the_world(monkeypatch, fault):
+    where, name, broken = FAULTS[fault]
+    monkeypatch.setattr(where, name, broken)
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(PoolMachine, settings=hunting(400, steps=50))
+
+
+def test_a_breaker_that_never_opens_is_found_by_its_absence(monkeypatch):
+    def opened() -> bool:
+        world = World(a_spec())
+        world.command(Preload())
+        for _ in range(8):
+            world.cooperate(100.0, until=frozenset({S.READY, S.PARKED}))
+            if world.state is S.PARKED:
+                return True
+            world.end(KILLED)
+            world.report()
+            world.report()
+        return False
+
+    assert opened()
+    monkeypatch.setattr(restart, "_opens", no_breaker)
+    assert not opened()

@@ -1,0 +1,340 @@
+"""The runtime over fakes: one writer, no waiting readers, nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from poolmgr.errors import ClientError, EnvironmentFault, Reason
+from poolmgr.model.engine import (
+    Diagnosis,
+    ExitRecord,
+    ProbeOutcome,
+    ProbeResult,
+    ProcessIdentity,
+    RecoveredEngine,
+    RecoveryState,
+)
+from poolmgr.model.lease import Lease, LeaseOutcome, Refusal
+from poolmgr.model.pool import EngineName, Origin, PoolSpec, PoolState
+from poolmgr.testing.fakes import settled
+from tests.runtime.world import World
+
+SPEC = PoolSpec(EngineName.COMMAND, command="/bin/engine")
+
+
+@pytest_asyncio.fixture
+async def world() -> AsyncIterator[World]:
+    world = World()
+    yield world
+    await world.close()
+
+
+def state(world: World, pool_id: str = "a") -> PoolState:
+    return world.facade.pool(pool_id).view.state
+
+
+@pytest.mark.behaviour("PRE-1", "PRE-9")
+async def test_a_preloaded_pool_becomes_ready_and_publishes_what_it_is(world: World) -> None:
+    await world.ready_pool(slots=2)
+    view = world.facade.pool("a").view
+    assert (view.slots_total, view.slots_free, view.engine_version, view.live) == (2, 2, "fake-1", True)
+    assert view.endpoint == "127.0.0.1:40000"
+    assert view.memory_bytes == 1 << 20
+
+
+@pytest.mark.behaviour("PRE-1")
+async def test_a_closed_gate_stores_nothing_and_reserves_nothing(world: World) -> None:
+    world.kind.refusal = ClientError(Reason.MODEL_NOT_FOUND, "no model")
+    with pytest.raises(ClientError, match="no model"):
+        await world.facade.create_pool("a", SPEC)
+    assert world.facade.pools() == [] and await world.store.load() == [] and world.ports.reserved == set()
+
+
+@pytest.mark.behaviour("PRE-8", "RST-8")
+async def test_a_gate_that_closes_after_creation_parks_the_pool_and_gives_the_port_back(world: World) -> None:
+    await world.facade.create_pool("a", SPEC)
+    world.kind.refusal = ClientError(Reason.EXECUTABLE_NOT_FOUND, "gone")
+    pool = await world.facade.preload("a", 5.0)
+    assert pool.view.state is PoolState.PARKED
+    assert pool.view.last_error is not None and pool.view.last_error.reason == "EXECUTABLE_NOT_FOUND"
+    assert world.ports.reserved == set() and world.runtime.starts == []
+
+
+@pytest.mark.behaviour("PRE-8")
+async def test_a_failed_spawn_backs_off_and_leaves_no_port_reserved(world: World) -> None:
+    world.runtime.refuse = EnvironmentFault(Reason.SPAWN_FAILED, "no memory", numbers={"errno": 12})
+    await world.facade.create_pool("a", SPEC)
+    pool = await world.facade.preload("a", 5.0)
+    assert pool.view.state is PoolState.BACKOFF and world.ports.reserved == set()
+
+
+@pytest.mark.behaviour("RST-1", "LIVE-3")
+async def test_a_crashed_engine_starts_again_in_its_own_directory_and_on_its_own_port(world: World) -> None:
+    await world.ready_pool()
+    first = world.runtime.only()
+    world.runtime.end(first.launch.engine_id, ExitRecord(signal=9, source="shim"))
+    view = world.facade.pool("a").view
+    assert view.state is PoolState.BACKOFF and view.last_error is not None
+    assert view.last_error.reason == "SIGNAL" and view.last_error.log_tail == ("last line",)
+    await world.clock.advance(1.2)
+    assert state(world) is PoolState.READY
+    assert world.runtime.only().launch == first.launch and world.runtime.only().pid != first.pid
+    assert world.facade.pool("a").view.restart_count == 1
+
+
+@pytest.mark.behaviour("PRE-1")
+async def test_a_start_that_was_proven_does_not_walk_through_the_gates_again(world: World) -> None:
+    await world.ready_pool()
+    checked = world.kind.checked
+    world.runtime.end(world.runtime.only().launch.engine_id, ExitRecord(exit_code=3, source="shim"))
+    await world.clock.advance(1.2)
+    assert state(world) is PoolState.READY and world.kind.checked == checked
+
+
+@pytest.mark.behaviour("PRE-4", "PRE-5")
+async def test_a_stranger_on_the_port_fails_the_start_and_the_next_one_takes_another_port(world: World) -> None:
+    world.runtime.owned = False
+    await world.facade.create_pool("a", SPEC)
+    pool = await world.facade.preload("a", 5.0)
+    assert pool.view.last_error is not None and pool.view.last_error.reason == "PORT_TAKEN"
+    assert pool.view.state is PoolState.BACKOFF
+    world.runtime.owned = True
+    world.ports.strangers.add(40000)
+    await world.clock.advance(1.2)
+    assert state(world) is PoolState.READY
+    assert world.facade.pool("a").view.endpoint == "127.0.0.1:40001"
+
+
+@pytest.mark.behaviour("RST-8")
+async def test_bad_arguments_are_not_tried_again(world: World) -> None:
+    world.probe.result = ProbeResult(ProbeOutcome.FAILED, "connection refused")
+    world.kind.diagnosis = Diagnosis("BAD_ARGUMENTS", "unknown flag --frob", permanent=True)
+    await world.facade.create_pool("a", SPEC)
+    await world.facade.preload("a", 0.0)
+    await settled()
+    world.runtime.end(world.runtime.only().launch.engine_id, ExitRecord(exit_code=1, source="shim"))
+    await world.clock.advance(4000)
+    view = world.facade.pool("a").view
+    assert view.state is PoolState.PARKED and len(world.runtime.starts) == 1
+    assert view.last_error is not None and view.last_error.reason == "BAD_ARGUMENTS"
+
+
+@pytest.mark.behaviour("LEASE-1", "LEASE-5")
+async def test_a_waiter_gets_the_slot_that_is_given_back(world: World) -> None:
+    await world.ready_pool()
+    first = await world.facade.acquire("a", world.ask())
+    assert isinstance(first, Lease)
+    waiting = asyncio.ensure_future(world.facade.acquire("a", world.ask(wait=30.0)))
+    await settled()
+    assert world.facade.pool("a").view.waiting == 1
+    assert world.facade.release(first.lease_id, first.token) is LeaseOutcome.RELEASED
+    second = await waiting
+    assert isinstance(second, Lease) and second.fencing_token > first.fencing_token
+
+
+@pytest.mark.behaviour("LEASE-5")
+async def test_a_waiter_whose_client_went_away_is_forgotten(world: World) -> None:
+    await world.ready_pool()
+    first = await world.facade.acquire("a", world.ask())
+    assert isinstance(first, Lease)
+    waiting = asyncio.ensure_future(world.facade.acquire("a", world.ask(wait=30.0)))
+    await settled()
+    waiting.cancel()
+    await settled()
+    assert world.facade.pool("a").view.waiting == 0
+    world.facade.release(first.lease_id, first.token)
+    assert world.facade.pool("a").view.slots_free == 1
+
+
+@pytest.mark.behaviour("LEASE-5", "LEASE-1")
+async def test_a_grant_that_meets_a_cancelled_caller_is_given_back(world: World) -> None:
+    await world.ready_pool()
+    first = await world.facade.acquire("a", world.ask())
+    assert isinstance(first, Lease)
+    waiting = asyncio.ensure_future(world.facade.acquire("a", world.ask(wait=30.0)))
+    await settled()
+    world.facade.release(first.lease_id, first.token)  # grants, and the caller is cancelled before it hears of it
+    waiting.cancel()
+    await settled()
+    assert world.facade.pool("a").view.active_leases == 0
+
+
+async def test_an_unknown_pool_refuses_a_lease_and_is_an_error_for_everything_else(world: World) -> None:
+    refused = await world.facade.acquire("nope", world.ask("nope"))
+    assert isinstance(refused, Refusal) and refused.reason == "POOL_NOT_FOUND"
+    with pytest.raises(ClientError, match="no pool 'nope'"):
+        await world.facade.drain("nope", None, 0.0)
+
+
+@pytest.mark.behaviour("DRN-1", "PROC-3")
+async def test_status_answers_while_a_drain_waits_for_a_lease(world: World) -> None:
+    await world.ready_pool()
+    lease = await world.facade.acquire("a", world.ask(ttl=300.0))
+    assert isinstance(lease, Lease)
+    draining = asyncio.ensure_future(world.facade.drain("a", None, 60.0))
+    await settled()
+    assert world.facade.status().pools_by_state == {"DRAINING": 1}
+    assert world.facade.release(lease.lease_id, lease.token) is LeaseOutcome.RELEASED
+    assert world.runtime.terminated == [world.runtime.only().launch.engine_id]
+    world.runtime.end(world.runtime.only().launch.engine_id, ExitRecord(exit_code=0, source="shim"))
+    assert (await draining).view.state is PoolState.STOPPED
+    await settled()
+    assert world.runtime.rested and world.ports.reserved == set()
+
+
+@pytest.mark.behaviour("DRN-5")
+async def test_a_deleted_pool_leaves_no_row_no_directory_and_no_port(world: World) -> None:
+    await world.ready_pool()
+    engine = world.runtime.only()
+    deleting = asyncio.ensure_future(world.facade.delete("a", None))
+    await settled()
+    world.runtime.end(engine.launch.engine_id, ExitRecord(exit_code=0, source="shim"))
+    await deleting
+    await settled()
+    assert world.facade.pools() == [] and await world.store.load() == []
+    assert world.runtime.removed == [engine.launch.engine_id] and world.ports.reserved == set()
+
+
+@pytest.mark.behaviour("DRN-5")
+async def test_a_deletion_goes_on_when_its_caller_goes_away(world: World) -> None:
+    await world.ready_pool()
+    deleting = asyncio.ensure_future(world.facade.delete("a", None))
+    await settled()
+    deleting.cancel()
+    world.runtime.end(world.runtime.only().launch.engine_id, ExitRecord(exit_code=0, source="shim"))
+    await settled()
+    assert world.facade.pools() == []
+
+
+async def test_two_creations_of_one_pool_make_one(world: World) -> None:
+    one, other = await asyncio.gather(world.facade.create_pool("a", SPEC), world.facade.create_pool("a", SPEC))
+    assert one is other
+    with pytest.raises(ClientError, match="another spec"):
+        await world.facade.create_pool("a", PoolSpec(EngineName.COMMAND, command="/bin/other"))
+
+
+async def test_a_creation_that_the_store_refuses_makes_no_pool(world: World) -> None:
+    world.store.close()
+    with pytest.raises(EnvironmentFault):
+        await world.facade.create_pool("a", SPEC)
+    assert world.facade.pools() == []
+
+
+@pytest.mark.behaviour("RST-4")
+async def test_restarts_of_many_pools_open_a_breaker_when_the_host_has_had_too_many(world: World) -> None:
+    for i in range(11):
+        await world.ready_pool(f"p{i}")
+    for engine in list(world.runtime.engines.values()):
+        world.runtime.end(engine.launch.engine_id, ExitRecord(signal=11, source="shim"))
+    states = [pool.view.state for pool in world.facade.pools()]
+    assert states.count(PoolState.PARKED) == 1 and states.count(PoolState.BACKOFF) == 10
+    (storm,) = world.notes("restart_storm")
+    assert storm.note.fields["scope"] == "host_rate" and storm.note.fields["host_restarts"] == 11
+
+
+@pytest.mark.behaviour("PROC-7")
+async def test_a_new_daemon_takes_over_what_runs_and_starts_nothing() -> None:
+    medium = World().medium
+    first = World(medium)
+    await first.ready_pool(preload=True)
+    engine = first.runtime.only()
+    await first.close()
+    second = World(medium)
+    argv = engine.launch.argv
+    second.runtime.found = [
+        RecoveredEngine(
+            engine.launch.engine_id, "a", 1, RecoveryState.ALIVE, 40000, argv, ProcessIdentity("boot", engine.pid, 1)
+        )
+    ]
+    await second.supervisor.recover()
+    await second.clock.advance(0.1)
+    view = second.facade.pool("a").view
+    assert view.state is PoolState.READY and view.pid == engine.pid and view.restart_count == 0
+    assert second.runtime.starts == [] and second.ports.reserved == {40000}
+    assert second.bus.revision > first.bus.revision
+    await second.close()
+
+
+@pytest.mark.behaviour("PROC-7")
+async def test_an_engine_in_doubt_is_neither_started_nor_stopped() -> None:
+    medium = World().medium
+    first = World(medium)
+    await first.ready_pool(preload=True)
+    await first.close()
+    second = World(medium)
+    second.runtime.found = [RecoveredEngine("e1", "a", 1, RecoveryState.IN_DOUBT, 40000, detail="start time differs")]
+    await second.supervisor.recover()
+    await second.clock.advance(1000)
+    assert state(second) is PoolState.UNKNOWN and second.runtime.starts == []
+    assert "start time differs" in second.facade.status().warnings[0]
+    with pytest.raises(ClientError, match="UNKNOWN"):
+        await second.facade.preload("a", 0.0)
+    await second.close()
+
+
+@pytest.mark.behaviour("PROC-8")
+async def test_a_daemon_that_ends_leaves_engines_running_unless_it_is_asked_to_stop_them(world: World) -> None:
+    await world.ready_pool("a")
+    assert await world.supervisor.close(stop_engines=False) == 1
+    assert world.runtime.terminated == []
+
+
+@pytest.mark.behaviour("PROC-8")
+async def test_stop_engines_ends_them_before_the_daemon(world: World) -> None:
+    await world.ready_pool("a")
+    closing = asyncio.ensure_future(world.supervisor.close(stop_engines=True))
+    await settled()
+    assert world.runtime.terminated == [world.runtime.only().launch.engine_id]
+    world.runtime.end(world.runtime.only().launch.engine_id, ExitRecord(exit_code=0, source="shim"))
+    assert await closing == 0
+
+
+@pytest.mark.behaviour("CFG-3")
+async def test_a_file_changes_only_the_pools_that_it_declared(world: World) -> None:
+    from poolmgr.runtime import declared
+
+    await world.facade.create_pool("mine", SPEC)
+    await declared.reload(world.supervisor, {"b": SPEC, "c": SPEC}, (), False)
+    change = await declared.reload(world.supervisor, {"b": PoolSpec(EngineName.COMMAND, command="/x")}, (), False)
+    await settled()
+    assert (change.pools_created, change.pools_updated, change.pools_deleted) == ((), ("b",), ("c",))
+    assert [p.pool_id for p in world.facade.pools()] == ["b", "mine"]
+    assert world.facade.pool("b").view.generation == 2 and world.facade.pool("b").view.origin is Origin.CONFIG
+
+
+@pytest.mark.behaviour("CFG-3")
+async def test_a_file_that_names_a_pool_of_the_api_or_one_that_cannot_run_changes_nothing(world: World) -> None:
+    from poolmgr.runtime import declared
+
+    await world.facade.create_pool("mine", SPEC)
+    with pytest.raises(ClientError, match="mine"):
+        await declared.reload(world.supervisor, {"mine": SPEC, "b": SPEC}, (), False)
+    world.kind.refusal = ClientError(Reason.MODEL_NOT_FOUND, "no model")
+    with pytest.raises(ClientError, match=r"pools\.b: no model"):
+        await declared.reload(world.supervisor, {"b": SPEC}, (), False)
+    assert [p.pool_id for p in world.facade.pools()] == ["mine"]
+
+
+async def test_a_change_that_no_engine_notices_restarts_nothing(world: World) -> None:
+    await world.ready_pool(slots=2)
+    pid = world.runtime.only().pid
+    await world.facade.update_pool("a", PoolSpec(EngineName.COMMAND, command="/bin/engine", labels={"team": "x"}))
+    await settled()
+    view = world.facade.pool("a").view
+    assert view.generation == 2 and view.slots_total == 1 and world.runtime.only().pid == pid
+
+
+async def test_a_change_of_the_command_drains_and_starts_the_new_generation(world: World) -> None:
+    await world.ready_pool()
+    old = world.runtime.only()
+    await world.facade.update_pool("a", PoolSpec(EngineName.COMMAND, command="/bin/new"))
+    await settled()
+    world.runtime.end(old.launch.engine_id, ExitRecord(exit_code=0, source="shim"))
+    await world.clock.advance(0.1)
+    assert state(world) is PoolState.READY and world.runtime.only().launch.argv[0] == "/bin/new"
+    assert world.runtime.only().launch.engine_id != old.launch.engine_id
+    assert old.launch.engine_id in world.runtime.removed
