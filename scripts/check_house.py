@@ -19,21 +19,9 @@ MAX_EXCEPTIONS = 8
 EXCEPTIONS: dict[str, str] = {}
 
 # Time, randomness and threads reach `core` and `runtime` only through ports.
-SEAM = {
-    "core": {"asyncio", "os", "subprocess", "time", "random", "logging", "secrets", "uuid", "threading", "datetime"},
-    "runtime": {
-        "os",
-        "subprocess",
-        "time",
-        "random",
-        "secrets",
-        "uuid",
-        "threading",
-        "concurrent",
-        "datetime",
-        "socket",
-    },
-}
+OUTSIDE = {"os", "subprocess", "time", "random", "secrets", "uuid", "threading", "concurrent", "datetime", "socket"}
+SEAM = {"core": OUTSIDE | {"asyncio", "logging"}, "runtime": OUTSIDE}
+PRIVATE_IMPORT = re.compile(r"from poolmgr\S* import .*\b(_[a-z]\w*)")
 
 
 def product_files() -> list[Path]:
@@ -94,9 +82,7 @@ def problems(files: list[Path]) -> tuple[list[str], list[int]]:
             if any("noqa: C901" in line for line in heading) and not is_flat_match(node) and where not in EXCEPTIONS:
                 found.append(f"{where} is marked as a flat match and is none")
         found.extend(seam_breaks(path, tree))
-        found.extend(
-            f"{name} imports the private {m}" for m in re.findall(r"from poolmgr\S* import .*\b(_[a-z]\w*)", text)
-        )
+        found.extend(f"{name} imports the private {m}" for m in PRIVATE_IMPORT.findall(text))
     return found, lengths
 
 

@@ -54,11 +54,13 @@ def running_daemon(directory: Path) -> Iterator[tuple[str, subprocess.Popen[byte
     command += ["--set", "observability.log_format=json"]
     with log.open("wb") as output:
         daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    address = wait_for_address(log, daemon)
     try:
-        yield wait_for_address(log, daemon), daemon
+        yield address, daemon
     finally:
         if not os.environ.get("KEEP"):
-            daemon.terminate()
+            with Client(address) as client:
+                client.shutdown(stop_engines=True)
             daemon.wait(20)
 
 
@@ -76,7 +78,7 @@ def preload(client: Client) -> float:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("preloading")
-        for change in client.watch_pools(POOL, timeout=SECONDS):
+        for change in client.watch_pools(pool_id=POOL):
             pools = [change.upsert] if change.HasField("upsert") else list(change.snapshot.pools)
             for pool in pools:
                 state = pb.Pool.State.Name(pool.state)
@@ -93,11 +95,11 @@ def lease_and_complete(client: Client) -> tuple[float, float]:
     begun = time.monotonic()
     with client.lease(POOL, holder="demo") as lease:
         leased = time.monotonic() - begun
-        say(f"lease {lease.lease_id}: engine at {lease.endpoint}, fencing token {lease.fencing_token}")
+        say(f"lease {lease.lease.lease_id}: engine at {lease.endpoint}, fencing token {lease.lease.fencing_token}")
         props = get(lease.endpoint, "/props")
         say(f"engine says: build [bold]{props['build_info']}[/], model {props['model_path']}")
         begun = time.monotonic()
-        answer = get(lease.endpoint, "/v1/completions", {"prompt": "hello", "max_tokens": 8, "temperature": 0})
+        answer = get(lease.endpoint, "/v1/completions", {"prompt": "hello", "max_tokens": 12, "temperature": 0})
         completed = time.monotonic() - begun
         choices = answer["choices"]
         assert isinstance(choices, list)
@@ -108,7 +110,7 @@ def lease_and_complete(client: Client) -> tuple[float, float]:
 def crash(client: Client) -> dict[str, float]:
     """SIGKILLs the engine; seconds from the kill to each thing that the daemon tells its watchers."""
     seen: dict[str, float] = {}
-    changes = client.watch_pools(POOL, timeout=SECONDS)
+    changes = client.watch_pools(pool_id=POOL)
     pid = next(iter(changes)).snapshot.pools[0].pid
     say(f"kill -9 {pid}")
     os.kill(pid, signal.SIGKILL)
@@ -147,6 +149,7 @@ def show(times: dict[str, float]) -> None:
 
 
 def main() -> None:
+    signal.alarm(int(SECONDS) + 10)  # whatever hangs, the demo does not
     directory = Path(tempfile.mkdtemp(prefix="poolmgr-demo-"))
     model = directory / "tiny.gguf"
     write_tiny_llama(model)

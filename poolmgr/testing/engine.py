@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 MAX_REQUEST_BYTES = 1 << 20
 STAGES = ("spawn", "bind", "load", "ready")
 Reply = tuple[int, object]
+Ending = tuple[str, int]  # "exit" or "signal", and its number
 
 
 def say(text: str) -> None:
@@ -39,24 +40,22 @@ class Script:
         self.loading = True
         self.lie = bool(options.lie_ready)
         self.flowing = threading.Event()
-        self.endings: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+        self.endings: queue.SimpleQueue[Ending] = queue.SimpleQueue()
         self.lock = threading.Lock()
         self.processing = 0
         self.completions = 0
         if not options.hang_requests:
             self.flowing.set()
 
-    def control(self, change: dict[str, Any]) -> None:
-        """Applies one /_control object. Endings are queued: the main thread performs them."""
+    def control(self, change: dict[str, Any]) -> list[Ending]:
+        """Applies one /_control object but for its endings, which it returns."""
         self.health = int(change.get("health", self.health))
         self.lie = bool(change.get("lie", self.lie))
         if "hang" in change:
             (self.flowing.clear if change["hang"] else self.flowing.set)()
         if "log" in change:
             say(str(change["log"]))
-        for kind in ("exit", "signal"):
-            if kind in change:
-                self.endings.put((kind, int(change[kind])))
+        return [(kind, int(change[kind])) for kind in ("exit", "signal") if kind in change]
 
     def complete(self, request: dict[str, Any]) -> Reply:
         with self.lock:
@@ -121,7 +120,8 @@ GET: dict[str, Callable[[Script], Reply]] = {
 }
 
 
-def answer(script: Script, method: str, path: str, body: bytes) -> Reply:
+def answer(script: Script, method: str, path: str, body: bytes, endings: list[Ending]) -> Reply:
+    """What to send; `endings` takes what must happen once it is sent."""
     if method == "GET" and path in GET:
         return GET[path](script) if path == "/health" or not script.loading else (503, error(503, "Loading model"))
     if method != "POST":
@@ -131,7 +131,7 @@ def answer(script: Script, method: str, path: str, body: bytes) -> Reply:
     except ValueError as wrong:
         return 400, error(400, str(wrong))
     if path == "/_control":
-        script.control(request)
+        endings += script.control(request)
         return 200, {}
     if path in ("/v1/completions", "/completion"):
         return script.complete(request) if not script.loading else (503, error(503, "Loading model"))
@@ -147,13 +147,16 @@ def serve_connection(script: Script, connection: socket.socket) -> None:
             name, _, value = line.partition(b":")
             if name.lower() == b"content-length":
                 length = min(int(value), MAX_REQUEST_BYTES)
-        status, content = answer(script, method, rest.partition(" ")[0], stream.read(length))
+        endings: list[Ending] = []
+        status, content = answer(script, method, rest.partition(" ")[0], stream.read(length), endings)
         payload = content.encode() if isinstance(content, str) else json.dumps(content).encode()
         head = f"HTTP/1.1 {status} Scripted\r\nContent-Length: {len(payload)}\r\nConnection: close\r\n\r\n"
         try:
             connection.sendall(head.encode() + payload)
         except OSError as gone:  # the client left first, as a probe with a timeout does
             say(f"client gone: {gone.strerror}")
+    for ending in endings:
+        script.endings.put(ending)
 
 
 def listen(script: Script) -> None:
@@ -181,13 +184,19 @@ def listen(script: Script) -> None:
 def leave_children(options: argparse.Namespace) -> None:
     """Children that outlive the main process and do not listen to SIGTERM; with --escape in sessions of their own."""
     for _ in range(options.leave_children):
+        reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if options.escape:
                 os.setsid()
+            os.close(reading)
+            os.close(writing)
             while True:
                 signal.pause()
+        os.close(writing)
+        os.read(reading, 1)  # the end of the pipe: what is printed next is true
+        os.close(reading)
         say(f"child pid={child}")
 
 
@@ -237,7 +246,7 @@ def reach(script: Script, stage: str) -> None:
         after(options.unhealthy_after, lambda: script.control({"health": 500}))
 
 
-def after(seconds: float, action: Callable[[], None]) -> None:
+def after(seconds: float, action: Callable[[], object]) -> None:
     timer = threading.Timer(seconds, action)
     timer.daemon = True
     timer.start()

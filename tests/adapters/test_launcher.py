@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from poolmgr.adapters.engines.llamacpp import LlamaCppEngine
+from poolmgr.adapters.engines.llamacpp_launcher import READY, STOP_SECONDS
 from poolmgr.adapters.ports import LoopbackPorts
 from poolmgr.adapters.probe import NetworkProbe, http_get_json
-from poolmgr.model.engine import ProbeOutcome
+from poolmgr.model.engine import ExitRecord, ProbeOutcome
 from poolmgr.model.pool import EngineName, ModelSpec, PoolSpec
 from poolmgr.testing.gguf import write_tiny_llama
 
@@ -65,9 +66,10 @@ class Launched:
             return json.loads(reply.read())
 
     async def ready(self) -> None:
+        """Health answers, and the launcher is back from loading and listens to signals."""
         probe, target = NetworkProbe(), self.kind.readiness(self.spec, self.port, 3.0)
         deadline = time.monotonic() + PATIENCE
-        while (await probe(target)).outcome is not ProbeOutcome.OK:
+        while (await probe(target)).outcome is not ProbeOutcome.OK or READY not in self.log.read_text():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline
 
@@ -125,7 +127,7 @@ async def test_sigterm_ends_an_idle_engine_with_exit_code_0(launch: Launch) -> N
     await engine.ready()
     code, seconds = engine.stop()
     assert code == 0
-    assert seconds < 2.0
+    assert seconds < 2.0, "waited for the deadline although idle"
 
 
 @pytest.mark.e2e
@@ -134,12 +136,13 @@ async def test_sigterm_ends_an_idle_engine_with_exit_code_0(launch: Launch) -> N
 async def test_at_sigterm_a_request_in_flight_is_finished_and_no_new_one_is_admitted(
     launch: Launch, stream: bool
 ) -> None:
-    engine = launch(context=8192)
+    # One thread: two that spin for each other on a busy host make a second of work into many.
+    engine = launch("--threads", "1", "--stop-seconds", str(PATIENCE))
     await engine.ready()
     answers: list[bytes] = []
 
     def ask() -> None:
-        request = {"prompt": "x", "max_tokens": 2000, "ignore_eos": True, "stream": stream}
+        request = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "stream": stream}
         with urllib.request.urlopen(engine.url("/v1/completions"), json.dumps(request).encode(), PATIENCE) as reply:
             answers.append(reply.read())
 
@@ -156,7 +159,7 @@ async def test_at_sigterm_a_request_in_flight_is_finished_and_no_new_one_is_admi
     assert engine.process.poll() is None, "refused because it ended, not because it stopped admitting"
     asking.join(PATIENCE)
     assert engine.process.wait(PATIENCE) == 0
-    assert (b"[DONE]" in answers[0]) if stream else (b'"completion_tokens":2000' in answers[0])
+    assert (b"[DONE]" in answers[0]) if stream else (b'"completion_tokens":1500' in answers[0])
 
 
 @pytest.mark.e2e
@@ -178,26 +181,26 @@ async def test_a_request_that_does_not_end_is_cut_at_the_deadline(launch: Launch
     code, seconds = engine.stop()
     asking.join(PATIENCE)
     assert code == 0
-    assert 0.3 <= seconds < 2.0
+    assert 0.3 <= seconds < 4.0
     assert cut.is_set()
 
 
 @pytest.mark.e2e
 @pytest.mark.behaviour("PRE-4", "LIVE-3")
-async def test_a_port_that_a_stranger_took_ends_the_launcher_and_is_diagnosed(model: Path, tmp_path: Path) -> None:
+def test_a_port_that_a_stranger_took_ends_the_launcher_and_is_diagnosed(model: Path) -> None:
     spec = PoolSpec(EngineName.LLAMACPP, ModelSpec(str(model)))
     kind = LlamaCppEngine(http_get_json)
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         argv, env = kind.render(spec, stranger.getsockname()[1])
         done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    diagnosis = kind.diagnose(ExitRecord(exit_code=done.returncode), done.stderr.splitlines())
     assert done.returncode == 1
-    assert "couldn't bind HTTP server socket" in done.stderr
+    assert diagnosis is not None
+    assert (diagnosis.reason, diagnosis.permanent) == ("PORT_TAKEN", False)
 
 
 @pytest.mark.behaviour("PROC-3")
 def test_the_launcher_gives_up_before_the_daemon_s_own_patience_ends() -> None:
-    from poolmgr.adapters.engines.llamacpp_launcher import STOP_SECONDS
-
     assert STOP_SECONDS < 5.0
 
 

@@ -69,11 +69,7 @@ PATTERNS = (
     LogPattern.of(ARGUMENT_ERROR, Reason.BAD_ARGUMENTS, permanent=True),
     LogPattern.of(r"^error while handling argument", Reason.BAD_ARGUMENTS, permanent=True),
     # Memory before the model: a model that does not fit also ends in "failed to load model".
-    LogPattern.of(
-        r"(?i)insufficient memory|failed to allocate|unable to allocate|std::bad_alloc",
-        CrashCause.HOST_OOM,
-        permanent=False,
-    ),
+    LogPattern.of(ALLOCATION_ERROR, CrashCause.HOST_OOM, permanent=False),
     LogPattern.of(r"failed to open GGUF file", Reason.MODEL_NOT_FOUND, permanent=True),
     LogPattern.of(r"error loading model: ", Reason.MODEL_INVALID, permanent=True),
     LogPattern.of(r"invalid magic characters", Reason.MODEL_INVALID, permanent=True),

@@ -2,7 +2,8 @@
 
 Run by path with ``python -I``: it imports the standard library and xllamacpp, nothing of poolmgr. It differs from
 llama-server in that /slots and /metrics are always on and --fit is off, so that what was asked for is what runs.
-Exit codes: 0 after SIGTERM or SIGINT, 1 when the server could not start, 2 for wrong arguments.
+Exit codes: 0 after SIGTERM or SIGINT, 1 when the server could not start, 2 for wrong arguments. Before the line
+``launcher: ready`` those signals end it at once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import NoReturn
 
 import xllamacpp
 
+READY = "launcher: ready"
 STOP_SECONDS = 4.0  # below the daemon's 5 s between SIGTERM and SIGKILL (PROC-3)
 POLL_SECONDS = 0.05
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
@@ -88,6 +90,7 @@ def wait_for_stop() -> None:
     signal.set_wakeup_fd(writing.fileno())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    print(READY, flush=True)
     reading.recv(1)
 
 

@@ -56,14 +56,23 @@ class Hierarchy:
 
 
 class Leaf:
-    """One engine's cgroup. A leaf that is not there is empty."""
+    """One engine's cgroup. A leaf that is not there is empty.
+
+    A cgroup that `cgroup.kill` was written to once is spent: Linux 6.18 kills at birth whatever is cloned into it
+    later (the clone compares the kill count of its parent's cgroup with that of the new one). So a leaf whose past is
+    not known, or that was killed, is made anew for the next start.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._fresh = False
 
     def create(self) -> None:
-        """Raises OSError."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Makes an empty leaf that was never killed. Raises OSError."""
+        if not self._fresh:
+            self.remove()
+            self.path.mkdir(parents=True)
+            self._fresh = True
 
     def populated(self) -> bool:
         """Whether a live process is in it or below; zombies do not count."""
@@ -80,8 +89,10 @@ class Leaf:
 
     def kill(self) -> None:
         """SIGKILL to everything in it and below, forks in flight included."""
-        with suppress(FileNotFoundError):
-            (self.path / "cgroup.kill").write_text("1")
+        if self.populated():
+            self._fresh = False
+            with suppress(FileNotFoundError):
+                (self.path / "cgroup.kill").write_text("1")
 
     def pids(self) -> list[int]:
         found: list[int] = []
@@ -92,6 +103,7 @@ class Leaf:
 
     def remove(self) -> None:
         """Removes it with whatever cgroups the engine made inside. Raises OSError (EBUSY) while it is populated."""
+        self._fresh = False
         for directory, _, _ in os.walk(self.path, topdown=False):
             with suppress(FileNotFoundError):
                 os.rmdir(directory)

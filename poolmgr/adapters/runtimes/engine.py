@@ -50,6 +50,8 @@ class Engine:
             if changed:
                 await self._workers.run(self._prepare, launch, log_check_seconds)
                 self._launch = launch
+            if self._tree.leaf is not None:
+                self._tree.leaf.create()
             if self._link is None:
                 await self._find_shim()
             if changed:
@@ -137,8 +139,6 @@ class Engine:
 
     async def _find_shim(self) -> None:
         """The one that is there or, when there is none or it is just leaving, a new one. Raises OSError."""
-        if self._tree.leaf is not None:
-            self._tree.leaf.create()
         connection = self.directory.connect()
         if connection is not None:
             with suppress(ConnectionResetError):

@@ -138,7 +138,6 @@ class Keeper:
         if op == "start":
             self._start()
         elif op == "reload":
-            self._orders.launcher.close()
             self._orders = Orders()
         elif op == "kill":
             self._killing = True

@@ -61,17 +61,13 @@ class Launcher:
         self._path = os.fsencode(argv[0])
         self._argv = _c_strings(argv)
         self._envp = _c_strings([f"{name}={value}" for name, value in env.items()])
-        self._leaf = None if leaf is None else os.open(leaf, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def close(self) -> None:
-        if self._leaf is not None:
-            os.close(self._leaf)
+        self._leaf = leaf
 
     def begin(self) -> Child:
         """Raises OSError when no process could be made."""
         verdict, told = os.pipe2(os.O_CLOEXEC)
         try:
-            pid, pidfd = linux.fork_with_pidfd() if self._leaf is None else linux.clone_into_cgroup(self._leaf)
+            pid, pidfd = linux.fork_with_pidfd() if self._leaf is None else _clone_into(self._leaf)
         except OSError:
             os.close(verdict)
             os.close(told)
@@ -89,6 +85,15 @@ class Launcher:
             os.write(told, ctypes.get_errno().to_bytes(4, "little"))
         finally:
             os._exit(127)
+
+
+def _clone_into(leaf: str) -> tuple[int, int]:
+    """Opens the leaf each time: the daemon makes one anew that was killed. Raises OSError."""
+    directory = os.open(leaf, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return linux.clone_into_cgroup(directory)
+    finally:
+        os.close(directory)
 
 
 def _c_strings(values: list[str]) -> ctypes.Array[ctypes.c_char_p]:

@@ -1,0 +1,271 @@
+"""The calls."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Final, Protocol, Self, TypeVar
+
+import grpc
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from poolmgr.client.errors import LeaseRefused, call_error
+from poolmgr.client.held import HeldLease
+from poolmgr.convert.common import duration_to_proto, optional_duration
+from poolmgr.v1 import admin_pb2, engine_pb2, lease_pb2, pool_pb2
+from poolmgr.v1.admin_pb2_grpc import AdminServiceStub
+from poolmgr.v1.engine_pb2_grpc import EngineServiceStub
+from poolmgr.v1.lease_pb2_grpc import LeaseServiceStub
+from poolmgr.v1.pool_pb2_grpc import PoolServiceStub
+
+DEFAULT_ADDRESS: Final = "127.0.0.1:9200"
+DEFAULT_TIMEOUT: Final = 10.0
+MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
+# A page of pools or a snapshot may carry a log tail of 64 KiB per failed pool.
+MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+# A server cuts off who pings more often than every 300 s.
+KEEPALIVE_MS: Final = 360_000
+MAX_ATTEMPTS: Final = 4
+
+# What may be sent again when nobody knows whether it arrived. AcquireLease is here for its request id.
+_IDEMPOTENT: Final[Mapping[str, Sequence[str]]] = {
+    "PoolService": (
+        "CreatePool",
+        "GetPool",
+        "ListPools",
+        "UpdatePool",
+        "PreloadPool",
+        "DrainPool",
+        "StopPool",
+        "ResetBreaker",
+    ),
+    "LeaseService": ("AcquireLease", "RenewLease", "ReleaseLease", "ListLeases"),
+    "EngineService": ("ListEngines",),
+    "AdminService": ("GetStatus", "GetConfig", "ReloadConfig"),
+}
+_RETRIES: Final = {
+    "methodConfig": [
+        {
+            "name": [
+                {"service": f"poolmgr.v1.{service}", "method": method}
+                for service, methods in _IDEMPOTENT.items()
+                for method in methods
+            ],
+            "retryPolicy": {
+                "maxAttempts": MAX_ATTEMPTS,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+_OPTIONS: Final = [
+    ("grpc.service_config", json.dumps(_RETRIES)),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 5000),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
+]
+
+Q = TypeVar("Q", contravariant=True)
+A = TypeVar("A", covariant=True)
+T = TypeVar("T")
+
+
+class _Unary(Protocol[Q, A]):
+    def __call__(self, request: Q, timeout: float | None = None) -> A: ...
+
+
+class Client:
+    """A connection to the daemon at `address`, made on first use. `timeout`: seconds for a call beyond its own wait."""
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self.address = address
+        self._timeout = timeout
+        self._channel = grpc.insecure_channel(address, _OPTIONS)
+        self._pools = PoolServiceStub(self._channel)
+        self._leases = LeaseServiceStub(self._channel)
+        self._engines = EngineServiceStub(self._channel)
+        self._admin = AdminServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection and every call on it."""
+        self._channel.close()
+
+    # Pools.
+
+    def create_pool(self, pool_id: str, spec: pool_pb2.PoolSpec, *, validate_only: bool = False) -> pool_pb2.Pool:
+        request = pool_pb2.CreatePoolRequest(
+            pool_id=pool_id, spec=spec, request_id=uuid.uuid4().hex, validate_only=validate_only
+        )
+        return self._call(self._pools.CreatePool, request)
+
+    def get_pool(self, pool_id: str) -> pool_pb2.Pool:
+        return self._call(self._pools.GetPool, pool_pb2.GetPoolRequest(pool_id=pool_id))
+
+    def list_pools(self) -> list[pool_pb2.Pool]:
+        """All of them, by pool id."""
+
+        def page(token: str) -> tuple[Sequence[pool_pb2.Pool], str]:
+            answer = self._call(self._pools.ListPools, pool_pb2.ListPoolsRequest(page_token=token))
+            return answer.pools, answer.next_page_token
+
+        return _all_pages(page)
+
+    def update_pool(self, pool_id: str, spec: pool_pb2.PoolSpec, paths: Sequence[str] = ("spec",)) -> pool_pb2.Pool:
+        """Replaces what `paths` name, such as "spec.slots"; what `spec` leaves out of it goes back to its default."""
+        pool = pool_pb2.Pool(pool_id=pool_id, spec=spec)
+        request = pool_pb2.UpdatePoolRequest(pool=pool, update_mask=FieldMask(paths=paths))
+        return self._call(self._pools.UpdatePool, request)
+
+    def preload(self, pool_id: str, *, wait: float = 0.0) -> pool_pb2.Pool:
+        """Starts it. Answers when it is READY, has failed, or `wait` seconds are over: look at the state."""
+        request = pool_pb2.PreloadPoolRequest(pool_id=pool_id, wait=duration_to_proto(wait))
+        return self._call(self._pools.PreloadPool, request, wait)
+
+    def drain(self, pool_id: str, *, deadline: float | None = None, wait: float = 0.0) -> pool_pb2.Pool:
+        """`deadline`: seconds that leases may still have, None for the spec's."""
+        request = pool_pb2.DrainPoolRequest(
+            pool_id=pool_id, deadline=optional_duration(deadline), wait=duration_to_proto(wait)
+        )
+        return self._call(self._pools.DrainPool, request, wait)
+
+    def undrain(self, pool_id: str) -> pool_pb2.Pool:
+        return self._call(self._pools.UndrainPool, pool_pb2.UndrainPoolRequest(pool_id=pool_id))
+
+    def stop(self, pool_id: str, *, grace: float | None = None, wait: float = 0.0) -> pool_pb2.Pool:
+        """`grace`: seconds from SIGTERM to the kill, None for the daemon's."""
+        request = pool_pb2.StopPoolRequest(
+            pool_id=pool_id, grace=optional_duration(grace), wait=duration_to_proto(wait)
+        )
+        return self._call(self._pools.StopPool, request, wait)
+
+    def delete(self, pool_id: str, *, drain_deadline: float | None = None) -> None:
+        """Answers once the pool is gone, however long its drain takes."""
+        request = pool_pb2.DeletePoolRequest(pool_id=pool_id, drain_deadline=optional_duration(drain_deadline))
+        self._call(self._pools.DeletePool, request, None)
+
+    def reset_breaker(self, pool_id: str) -> pool_pb2.Pool:
+        return self._call(self._pools.ResetBreaker, pool_pb2.ResetBreakerRequest(pool_id=pool_id))
+
+    def watch_pools(self, *, from_revision: int = 0, pool_id: str = "") -> Iterator[pool_pb2.WatchPoolsResponse]:
+        """Every change in order, without end. Closing the iterator ends the watch."""
+        request = pool_pb2.WatchPoolsRequest(from_revision=from_revision, pool_id=pool_id)
+        return self._stream(self._pools.WatchPools, request)
+
+    def tail_logs(self, pool_id: str, *, lines: int = 50, follow: bool = False) -> Iterator[str]:
+        """The last lines of the engine's log, then with `follow` new ones until the engine is removed."""
+        request = pool_pb2.TailLogsRequest(pool_id=pool_id, lines=lines, follow=follow)
+        for answer in self._stream(self._pools.TailLogs, request):
+            yield from answer.lines
+
+    # Leases.
+
+    def acquire(
+        self, pool_id: str, *, holder: str, ttl: float | None = None, wait: float = 0.0, priority: int = 0
+    ) -> lease_pb2.Lease:
+        """Takes a slot, or raises LeaseRefused. The caller renews and releases; `lease` does both by itself."""
+        request = lease_pb2.AcquireLeaseRequest(
+            pool_id=pool_id,
+            holder=holder,
+            ttl=optional_duration(ttl),
+            wait=duration_to_proto(wait),
+            priority=priority,
+            request_id=uuid.uuid4().hex,
+        )
+        answer = self._call(self._leases.AcquireLease, request, wait)
+        if answer.HasField("refusal"):
+            raise LeaseRefused(answer.refusal)
+        return answer.lease
+
+    def renew(self, lease_id: str, token: str, *, timeout: float | None = None) -> lease_pb2.RenewLeaseResponse:
+        request = lease_pb2.RenewLeaseRequest(lease_id=lease_id, token=token)
+        return self._call(self._leases.RenewLease, request, timeout=timeout)
+
+    def release(self, lease_id: str, token: str) -> lease_pb2.ReleaseLeaseResponse:
+        request = lease_pb2.ReleaseLeaseRequest(lease_id=lease_id, token=token)
+        return self._call(self._leases.ReleaseLease, request)
+
+    @contextmanager
+    def lease(
+        self, pool_id: str, *, holder: str, ttl: float | None = None, wait: float = 0.0, priority: int = 0
+    ) -> Iterator[HeldLease]:
+        """A slot for the time of the block: renewed in the background, released at the end."""
+        held = HeldLease(self, self.acquire(pool_id, holder=holder, ttl=ttl, wait=wait, priority=priority))
+        try:
+            yield held
+        finally:
+            held.close()
+
+    def list_leases(self, pool_id: str = "") -> list[lease_pb2.Lease]:
+        """Live leases in the order of their grant, without their tokens; of every pool unless one is named."""
+
+        def page(token: str) -> tuple[Sequence[lease_pb2.Lease], str]:
+            request = lease_pb2.ListLeasesRequest(pool_id=pool_id, page_token=token)
+            answer = self._call(self._leases.ListLeases, request)
+            return answer.leases, answer.next_page_token
+
+        return _all_pages(page)
+
+    # Engines and the daemon.
+
+    def list_engines(self, pool_id: str = "") -> list[engine_pb2.EngineInstance]:
+        def page(token: str) -> tuple[Sequence[engine_pb2.EngineInstance], str]:
+            request = engine_pb2.ListEnginesRequest(pool_id=pool_id, page_token=token)
+            answer = self._call(self._engines.ListEngines, request)
+            return answer.engines, answer.next_page_token
+
+        return _all_pages(page)
+
+    def status(self) -> admin_pb2.Status:
+        return self._call(self._admin.GetStatus, admin_pb2.GetStatusRequest())
+
+    def config(self) -> admin_pb2.Config:
+        return self._call(self._admin.GetConfig, admin_pb2.GetConfigRequest())
+
+    def reload_config(self, *, validate_only: bool = False) -> admin_pb2.ReloadConfigResponse:
+        return self._call(self._admin.ReloadConfig, admin_pb2.ReloadConfigRequest(validate_only=validate_only))
+
+    def shutdown(self, *, stop_engines: bool = False) -> admin_pb2.ShutdownResponse:
+        """Ends the daemon. Engines go on unless `stop_engines` is set."""
+        return self._call(self._admin.Shutdown, admin_pb2.ShutdownRequest(stop_engines=stop_engines))
+
+    def _call(self, method: _Unary[Q, A], request: Q, wait: float | None = 0.0, timeout: float | None = None) -> A:
+        """`wait`: how long the daemon may take on request, None without limit; `timeout` replaces the client's."""
+        budget = None if wait is None else (self._timeout if timeout is None else timeout) + wait
+        try:
+            return method(request, timeout=budget)
+        except grpc.RpcError as error:
+            raise call_error(error, self.address) from error
+
+    def _stream(self, method: grpc.UnaryStreamMultiCallable[Q, A], request: Q) -> Iterator[A]:
+        call = method(request)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise call_error(error, self.address) from error
+        finally:
+            call.cancel()
+
+
+def _all_pages(page: Callable[[str], tuple[Sequence[T], str]]) -> list[T]:
+    items, token = page("")
+    found = list(items)
+    while token:
+        items, token = page(token)
+        found.extend(items)
+    return found
