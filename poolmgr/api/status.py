@@ -11,6 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 from poolmgr.errors import PoolmgrError, Reason
 
 DOMAIN = "poolmgr"
+MAX_MESSAGE = 1024  # it travels twice in trailing metadata, of which a client takes 8 KiB in all
 DETAILS_KEY = "grpc-status-details-bin"
 
 _C = grpc.StatusCode
@@ -47,10 +48,9 @@ CODES: Mapping[Reason, grpc.StatusCode] = {
 def status_of(error: PoolmgrError, correlation_id: str) -> tuple[grpc.StatusCode, str, bytes]:
     """(code, message, serialised google.rpc.Status with ErrorInfo, and RetryInfo where a time is known)."""
     code = CODES[error.reason]
-    internal = error.reason is Reason.INTERNAL
-    message = (
-        f"internal error; the daemon's log has it under correlation id {correlation_id}" if internal else error.message
-    )
+    message = error.message if len(error.message) <= MAX_MESSAGE else error.message[:MAX_MESSAGE] + " ..."
+    if error.reason is Reason.INTERNAL:
+        message = f"internal error; the daemon's log has it under correlation id {correlation_id}"
     info = error_details_pb2.ErrorInfo(
         reason=error.reason, domain=DOMAIN, metadata={k: str(v) for k, v in error.numbers.items()}
     )

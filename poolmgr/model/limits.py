@@ -14,6 +14,7 @@ MAX_PORT: Final = 65_535
 MAX_COUNT: Final = 10_000
 MAX_MILLISECONDS: Final = 3_600_000
 MAX_SECONDS: Final = 86_400
+MIN_PROBE_SECONDS: Final = 0.01
 MAX_CONTEXT_LENGTH: Final = 2**32 - 1
 MAX_PRIORITY: Final = 2**31 - 1
 
@@ -59,8 +60,9 @@ def _model_problems(model: ModelSpec) -> Iterator[Problem]:
 def _probe_problems(spec: PoolSpec) -> Iterator[Problem]:
     probes: tuple[tuple[str, ProbeSpec], ...] = (("readiness", spec.readiness), ("liveness", spec.liveness))
     for name, probe in probes:
-        yield from _range(f"{name}.interval", probe.interval, 0, MAX_SECONDS)
-        yield from _range(f"{name}.timeout", probe.timeout, 0, MAX_SECONDS)
+        # 0 stands for the supervision default; next to 0 would be a busy loop.
+        for part, seconds in (("interval", probe.interval), ("timeout", probe.timeout)):
+            yield from _range(f"{name}.{part}", seconds, MIN_PROBE_SECONDS if seconds > 0 else 0, MAX_SECONDS)
         yield from _range(f"{name}.failure_threshold", probe.failure_threshold, 0, MAX_COUNT)
         if probe.kind is ProbeKind.NONE and spec.engine is not EngineName.COMMAND:
             yield f"{name}.kind", f"NONE is for {EngineName.COMMAND} only"

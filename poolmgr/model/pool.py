@@ -10,6 +10,7 @@ from poolmgr.model.engine import ExitRecord
 
 MAX_SLOTS = 4096
 LOG_TAIL_LINES = 50
+LOG_TAIL_CHARACTERS = 8192  # so that a snapshot of 256 failed pools stays below 4 MiB, the usual limit of clients
 
 
 class PoolState(StrEnum):

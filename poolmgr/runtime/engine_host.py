@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from poolmgr.core.messages import (
@@ -27,7 +27,7 @@ from poolmgr.core.messages import (
 )
 from poolmgr.errors import ClientError, EnvironmentFault, InternalError
 from poolmgr.model.engine import EngineFacts, ExitRecord, LaunchSpec, ProbeOutcome
-from poolmgr.model.pool import LOG_TAIL_LINES, EngineName, PoolSpec, ProbeKind
+from poolmgr.model.pool import LOG_TAIL_CHARACTERS, LOG_TAIL_LINES, EngineName, PoolSpec, ProbeKind
 from poolmgr.ports import EngineKind, Ports, Probe, Rng, Runtime, Workers
 from poolmgr.runtime.pool_actor import PoolActor
 from poolmgr.runtime.tasks import Tasks
@@ -59,10 +59,22 @@ class EngineLink:
     def exited(self, record: ExitRecord) -> None:
         tail = self._outside.runtime.log_tail(self._engine_id, LOG_TAIL_LINES)
         kind = self._outside.kinds[self._actor.pool.spec.engine]
-        self._actor.tell(Exited(self._engine_id, record, tail, kind.diagnose(record, tail)))
+        self._actor.tell(Exited(self._engine_id, record, shortened(tail), kind.diagnose(record, tail)))
 
     def tree_empty(self) -> None:
         self._actor.tell(TreeEmpty(self._engine_id))
+
+
+def shortened(lines: Sequence[str]) -> tuple[str, ...]:
+    """The last of `lines` that fit into LOG_TAIL_CHARACTERS; a line that is longer alone is cut."""
+    kept: list[str] = []
+    room = LOG_TAIL_CHARACTERS
+    for line in reversed(lines):
+        if room <= 0:
+            break
+        kept.append(line[:room])
+        room -= len(line) + 1
+    return tuple(reversed(kept))
 
 
 class EngineHost:

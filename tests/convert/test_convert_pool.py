@@ -43,7 +43,7 @@ from poolmgr.v1 import pool_pb2 as pb
 
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 names = st.text(st.characters(exclude_characters="\0=", exclude_categories=["Cs"]), min_size=1, max_size=20)
-seconds = st.integers(0, 86_400_000).map(lambda ms: ms / 1000)
+seconds = (st.just(0) | st.integers(10, 86_400_000)).map(lambda ms: ms / 1000)
 probes = st.builds(
     ProbeSpec,
     kind=st.sampled_from(ProbeKind),
