@@ -142,8 +142,8 @@ def main(argv: list[str]) -> NoReturn:
     try:
         server = xllamacpp.Server(parameters(options))
     except RuntimeError as error:
-        print(f"launcher: error: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
+        # Not os._exit: llama.cpp writes its log from a thread, and only a regular exit waits for the last lines.
+        sys.exit(f"launcher: error: {error}")
     wait_for_stop()
     print(f"launcher: stopping, at most {options.stop_seconds:g} s for requests in flight", flush=True)
     # Closing the Server waits for its requests without a limit, and asking it for metrics waits for its batch.
