@@ -133,7 +133,10 @@ def _judge(turn: Turn, error: PoolError, permanent: bool) -> None:
         turn.set(then=Trigger.PARK if permanent else Trigger.HALT, resume_at=None)
         turn.set(policy=restart.ended_well(pool.policy, at.now, pool.settings))
         return
-    decision = restart.failed(pool.policy, error.reason, at.now, at.jitter, at.host_restarts, pool.settings)
+    decision = restart.failed(
+        pool.policy, error.reason, at.now, at.jitter, at.host_restarts, pool.settings,
+        host_limit=pool.daemon_settings.restart_rate_limit,
+    )  # fmt: skip
     turn.set(
         policy=decision.policy,
         resume_at=decision.resume_at,
@@ -146,11 +149,12 @@ def _judge(turn: Turn, error: PoolError, permanent: bool) -> None:
 
 def _note_decision(turn: Turn, decision: restart.Decision) -> None:
     pool, s = turn.pool, turn.pool.settings
+    of_host = decision.opened_by == "host_rate"
     evidence = {
         "restarts": decision.rate,
         "host_restarts": turn.at.host_restarts + 1,
         "window_seconds": s.restart_window,
-        "limit": s.restart_rate_limit,
+        "limit": (pool.daemon_settings if of_host else s).restart_rate_limit,
     }
     if decision.opened_by in ("pool_rate", "host_rate"):
         turn.note(NoteName.RESTART_STORM, scope=decision.opened_by, **evidence)

@@ -1,17 +1,21 @@
 """The slots of one pool: who holds them, who waits for them, whose time is over (LEASE-1, 3, 5, 6).
 
 A slot is taken from the grant until the release, or until the grace after the expiry has passed: between the two
-the lease is void for its holder and the slot is nobody else's yet. Ended leases are remembered, in two halves of at
-most `tombstones` entries, so that a late release or renew gets a true answer at bounded cost.
+the lease is void for its holder and the slot is nobody else's yet. The last `tombstones` ended leases are remembered,
+so that a late release or renew gets a true answer at bounded cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from poolmgr.model.lease import Lease, LeaseAsk, LeaseOutcome, Refusal, RefusalReason
 from poolmgr.model.settings import LeaseSettings
+
+# A release copies the newest leaf only, and an old revision of the pool that a watcher may still want keeps that copy.
+TOMBSTONES_PER_LEAF = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +56,18 @@ class Grantor:
 
 @dataclass(frozen=True, slots=True)
 class LeaseTable:
-    """Immutable; every function below returns a new one. `slots` is the limit that holds now."""
+    """Immutable; every function below returns a new one. `slots` is the limit that holds now.
+
+    `quiet_until`: no slot and no waiter falls due before (boot-time seconds); it may be too early, never too late.
+    `ended`: leaves of tombstones, newest first.
+    """
 
     slots: int
     live: Mapping[str, Lease] = field(default_factory=dict)
     waiters: tuple[Waiter, ...] = ()
     asked: int = 0
-    ended: Mapping[str, Tombstone] = field(default_factory=dict)
-    ended_before: Mapping[str, Tombstone] = field(default_factory=dict)
+    quiet_until: float = inf
+    ended: tuple[Mapping[str, Tombstone], ...] = ()
 
     @property
     def free(self) -> int:
@@ -90,7 +98,8 @@ def grant(table: LeaseTable, ask: LeaseAsk, by: Grantor, now: float) -> tuple[Le
         now + ask.ttl,
         ask.request_id,
     )
-    return replace(table, live={**table.live, lease.lease_id: lease}), lease
+    live, quiet_until = {**table.live, lease.lease_id: lease}, min(table.quiet_until, lease.expires)
+    return replace(table, live=live, quiet_until=quiet_until), lease
 
 
 def enqueue(table: LeaseTable, ask: LeaseAsk, now: float, settings: LeaseSettings) -> tuple[LeaseTable, list[Answer]]:
@@ -107,7 +116,8 @@ def enqueue(table: LeaseTable, ask: LeaseAsk, now: float, settings: LeaseSetting
     waiters = sorted([*others, Waiter(ask, now + ask.wait, serial)], key=lambda w: w.rank)
     superseded = Refusal(RefusalReason.POOL_FULL, f"a later try of request {ask.request_id} waits in its place")
     answers = [Answer(w.ask.lease_id, superseded) for w in replaced]
-    return replace(table, waiters=tuple(waiters), asked=table.asked + 1), answers
+    quiet_until = min(table.quiet_until, now + ask.wait)
+    return replace(table, waiters=tuple(waiters), asked=table.asked + 1, quiet_until=quiet_until), answers
 
 
 def _same_request(one: LeaseAsk, other: LeaseAsk) -> bool:
@@ -154,18 +164,20 @@ def release(
 
 
 def _outcome_of_ended(table: LeaseTable, lease_id: str, token: str) -> LeaseOutcome:
-    tombstone = table.ended.get(lease_id) or table.ended_before.get(lease_id)
+    tombstone = next((leaf[lease_id] for leaf in table.ended if lease_id in leaf), None)
     return tombstone.outcome if tombstone and tombstone.token == token else LeaseOutcome.UNKNOWN
 
 
 def _end(table: LeaseTable, leases: Iterable[Lease], remembered: LeaseOutcome, settings: LeaseSettings) -> LeaseTable:
-    live, ended, before = dict(table.live), dict(table.ended), table.ended_before
+    per_leaf = max(1, min(TOMBSTONES_PER_LEAF, settings.tombstones // 2))
+    live, newest, older = dict(table.live), dict(table.ended[0]) if table.ended else {}, table.ended[1:]
     for lease in leases:
         del live[lease.lease_id]
-        if len(ended) >= max(1, settings.tombstones // 2):
-            ended, before = {}, ended
-        ended[lease.lease_id] = Tombstone(lease.token, remembered)
-    return replace(table, live=live, ended=ended, ended_before=before)
+        if len(newest) >= per_leaf:
+            newest, older = {}, (newest, *older)
+        newest[lease.lease_id] = Tombstone(lease.token, remembered)
+    ended = (newest, *older)[: max(1, settings.tombstones // per_leaf)]
+    return replace(table, live=live, ended=ended)
 
 
 def revoke(table: LeaseTable, settings: LeaseSettings) -> LeaseTable:
@@ -184,6 +196,8 @@ def expire(
     table: LeaseTable, now: float, reason: RefusalReason, settings: LeaseSettings
 ) -> tuple[LeaseTable, list[Answer]]:
     """Frees the slots whose grace has passed and answers the waiters whose time is over with `reason`."""
+    if now < table.quiet_until:
+        return table, []
     over = [lease for lease in table.live.values() if lease.expires + settings.grace <= now]
     if over:
         table = _end(table, over, LeaseOutcome.EXPIRED, settings)
@@ -191,11 +205,14 @@ def expire(
     if late:
         table = replace(table, waiters=tuple(w for w in table.waiters if w.deadline > now))
     answers = [Answer(w.ask.lease_id, Refusal(reason, f"no slot within {w.ask.wait:g} s")) for w in late]
-    return table, answers
+    return replace(table, quiet_until=_next_end(table, settings)), answers
 
 
-def next_deadline(table: LeaseTable, settings: LeaseSettings) -> float | None:
-    """When `expire` will have something to do."""
-    times = [lease.expires + settings.grace for lease in table.live.values()]
-    times.extend(w.deadline for w in table.waiters)
-    return min(times, default=None)
+def _next_end(table: LeaseTable, settings: LeaseSettings) -> float:
+    first = min((lease.expires for lease in table.live.values()), default=inf) + settings.grace
+    return min([first, *(w.deadline for w in table.waiters)])
+
+
+def next_deadline(table: LeaseTable) -> float | None:
+    """When to look for what is over. That may be too early: a lease that was renewed or released has moved nothing."""
+    return table.quiet_until if table.live or table.waiters else None

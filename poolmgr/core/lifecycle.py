@@ -131,8 +131,7 @@ ADMISSION: Mapping[PoolState, tuple[Admission, RefusalReason]] = {
 
 
 def admission(state: PoolState, breaker: BreakerState) -> tuple[Admission, RefusalReason]:
-    """An open breaker is the reason before the state is, wherever no engine serves; a serving engine is not cut off."""
-    verdict, reason = ADMISSION[state]
-    if breaker is BreakerState.OPEN and verdict is Admission.REFUSE and state is S.PARKED:
+    """As the table says; but where an open breaker parked the pool, that is the reason."""
+    if state is S.PARKED and breaker is BreakerState.OPEN:
         return Admission.REFUSE, RefusalReason.BREAKER_OPEN
-    return verdict, reason
+    return ADMISSION[state]

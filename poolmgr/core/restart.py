@@ -121,16 +121,26 @@ def backoff_delay(failures: int, cause: str, jitter: float, settings: Supervisio
 
 
 def failed(
-    policy: RestartPolicy, cause: str, now: float, jitter: float, host_restarts: int, settings: SupervisionSettings
+    policy: RestartPolicy,
+    cause: str,
+    now: float,
+    jitter: float,
+    host_restarts: int,
+    settings: SupervisionSettings,
+    host_limit: int | None = None,
 ) -> Decision:
-    """Counts one failure and decides the next start. `host_restarts`: restarts of this host within the window."""
+    """Counts one failure and decides the next start. `host_restarts`: restarts of this host within the window.
+
+    `host_limit`: how many of those are allowed, which no pool overrides for itself; None means as many as of the pool.
+    """
     failures = _faded(policy, now, settings) + 1
     consecutive = policy.consecutive + 1
     recent = (*(t for t in policy.restarts if now - t < settings.restart_window), now)[-_kept(settings) :]
     ooms = tuple(t for t in policy.ooms if now - t < settings.restart_window)
     if cause in OOM_CAUSES:
         ooms = (*ooms, now)[-settings.oom_storm_limit :]
-    opened_by = _opens(policy, consecutive, len(recent), host_restarts + 1, settings)
+    host_limit = settings.restart_rate_limit if host_limit is None else host_limit
+    opened_by = _opens(policy, consecutive, len(recent), host_restarts + 1 > host_limit, settings)
     policy = replace(policy, failures=failures, consecutive=consecutive, healthy_since=None, restarts=recent, ooms=ooms)
     if opened_by:
         policy = replace(
@@ -154,7 +164,7 @@ def _kept(settings: SupervisionSettings) -> int:
 
 
 def _opens(
-    policy: RestartPolicy, consecutive: int, pool_rate: int, host_rate: int, settings: SupervisionSettings
+    policy: RestartPolicy, consecutive: int, pool_rate: int, host_storm: bool, settings: SupervisionSettings
 ) -> str:
     if policy.breaker_state is BreakerState.HALF_OPEN:
         return "trial"
@@ -162,9 +172,7 @@ def _opens(
         return "failures"
     if pool_rate > settings.restart_rate_limit:
         return "pool_rate"
-    if host_rate > settings.restart_rate_limit:
-        return "host_rate"
-    return ""
+    return "host_rate" if host_storm else ""
 
 
 def trial(policy: RestartPolicy) -> RestartPolicy:

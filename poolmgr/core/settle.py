@@ -32,7 +32,7 @@ def settle(turn: Turn) -> None:
 
 def next_deadline(pool: Pool) -> float | None:
     """When `step` has something to do without an event (boot-time seconds)."""
-    times = [leases.next_deadline(pool.leases, pool.lease_settings)]
+    times = [leases.next_deadline(pool.leases)]
     if pool.state in (PoolState.BACKOFF, PoolState.PARKED):
         times.append(pool.resume_at)
     if pool.state is PoolState.DRAINING:
@@ -116,7 +116,8 @@ def _expire_leases(turn: Turn) -> None:
         return
     _, reason = admitted(pool)
     table, answers = leases.expire(pool.leases, turn.at.now, reason, pool.lease_settings)
-    turn.set(leases=table)
+    if table is not pool.leases:
+        turn.set(leases=table)
     turn.do(*map(LeaseAnswered, answers))
 
 

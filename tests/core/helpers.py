@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
 
 from poolmgr.core.messages import (
     Acquire,
@@ -30,9 +31,9 @@ from poolmgr.core.messages import (
 from poolmgr.core.pool import step
 from poolmgr.core.settle import next_deadline
 from poolmgr.core.state import Pool, new_pool
-from poolmgr.model.engine import Diagnosis, EngineFacts, ExitRecord, ProbeOutcome, ProbeResult, Usage
+from poolmgr.model.engine import CrashCause, Diagnosis, EngineFacts, ExitRecord, ProbeOutcome, ProbeResult, Usage
 from poolmgr.model.lease import Lease, LeaseAsk, Refusal
-from poolmgr.model.pool import EngineName, Origin, PoolRecord, PoolSpec, PoolState
+from poolmgr.model.pool import EngineName, Origin, PoolRecord, PoolSpec, PoolState, ProbeSpec
 from poolmgr.model.settings import LeaseSettings, SupervisionSettings
 
 T = TypeVar("T")
@@ -54,6 +55,11 @@ ENGINE = "e" * 32
 BORN = 1000.0
 
 
+SETTINGS = SupervisionSettings()
+CUDA_CAUSES = (CrashCause.CUDA_ERROR, CrashCause.GPU_OOM, CrashCause.DEVICE_LOST)
+JITTER = st.floats(0, 1, exclude_max=True)
+
+
 def searching(examples: int, steps: int = 40) -> settings:
     """Settings of a property that is expected to hold."""
     return settings(
@@ -73,6 +79,10 @@ def hunting(examples: int, steps: int = 40) -> settings:
 
 def a_spec(**changes: Any) -> PoolSpec:
     return replace(PoolSpec(EngineName.COMMAND, command="/opt/engine", slots=2), **changes)
+
+
+# Probed so seldom that only leases have deadlines.
+QUIET = a_spec(slots=2, liveness=ProbeSpec(interval=1e9))
 
 
 def a_pool(
@@ -100,6 +110,24 @@ def only(kind: type[T], effects: list[Any]) -> T:
 
 def notes(effects: list[Any], name: NoteName) -> list[Note]:
     return [n for n in of(Note, effects) if n.name is name]
+
+
+def backoff_bounds(failures: int, cuda: bool, s: SupervisionSettings = SETTINGS) -> tuple[float, float]:
+    """The shortest and the longest delay that RST-1 allows, from a list of doublings."""
+    delays = [s.backoff_initial]
+    while len(delays) < failures and delays[-1] < s.backoff_max:
+        delays.append(delays[-1] * 2)
+    middle = delays[-1] * (2 if cuda else 1)
+    if middle >= s.backoff_max:
+        low, high = s.backoff_max * (1 - s.backoff_jitter), s.backoff_max
+    else:
+        low, high = middle * (1 - s.backoff_jitter), min(middle * (1 + s.backoff_jitter), s.backoff_max)
+    return max(low, s.backoff_floor), max(high, s.backoff_floor)
+
+
+def only_note(effects: list[Any], name: NoteName) -> Note:
+    (note,) = notes(effects, name)
+    return note
 
 
 def answers(effects: list[Any]) -> dict[str, Lease | Refusal]:

@@ -13,6 +13,7 @@ from poolmgr.core import pool as pool_module
 from poolmgr.core import state as state_module
 from poolmgr.core.messages import (
     Acquire,
+    Adopted,
     Discard,
     Event,
     Exited,
@@ -132,6 +133,13 @@ class World:
         self.engine = Engine(engine_id, args, slots)
         self.fact(Spawned(engine_id, 100 + self.made, 8000))
 
+    def adopt(self, current: bool) -> None:
+        """An engine of an earlier daemon, perhaps of another spec."""
+        args = self.spec.args if current else ("--of-before",)
+        self.directories["adopted"] = (args, self.spec.slots)
+        self.engine = Engine("adopted", *self.directories["adopted"])
+        self.fact(Adopted("adopted", 99, 8000, current))
+
     def refuse(self, permanent: bool) -> None:
         self.starting, self.launched = None, None
         self.fact(StartRefused("SPAWN_FAILED", "no such file", permanent))
@@ -163,7 +171,7 @@ class World:
 
     # What the pool does to it.
 
-    def perform(self, effect: Any) -> None:
+    def perform(self, effect: Any) -> None:  # noqa: C901 - flat match
         match effect:
             case Start(engine_id):
                 assert self.engine is None, "a start while a process is left"
