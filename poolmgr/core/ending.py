@@ -36,6 +36,13 @@ def stop(turn: Turn, grace: float, reason: str) -> None:
     _end_process(turn, grace)
 
 
+def hurry(turn: Turn, grace: float | None) -> None:
+    """Asked to stop once more: a shorter grace counts, a longer one does not."""
+    run = turn.pool.engine
+    if grace is not None and run is not None and run.kill_at is not None:
+        turn.set_engine(kill_at=min(run.kill_at, turn.at.now + grace))
+
+
 def _end_process(turn: Turn, grace: float) -> None:
     run = turn.pool.engine
     if run is None:

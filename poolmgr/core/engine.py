@@ -68,11 +68,12 @@ def start_deadline(pool: Pool) -> float | None:
     if run.progressed > run.started:
         deadline = max(deadline, run.progressed + min(s.stall_timeout, s.start_timeout))
     latest = run.started + s.start_timeout * s.start_extension_factor
-    return min(deadline, latest, run.progressed + s.stall_timeout)
+    return min(deadline, latest, run.progressed + s.stall_timeout) + run.paused
 
 
 def watch(turn: Turn) -> None:
     """Fails a start that is over its time; sends the probe that is due."""
+    _forgive_pause(turn)
     run, now = turn.pool.engine, turn.at.now
     deadline = start_deadline(turn.pool)
     if deadline is not None and deadline <= now:
@@ -91,11 +92,20 @@ def watch(turn: Turn) -> None:
     turn.do(RunProbe(probe.serial, readiness, asked.timeout or turn.pool.settings.health_check_timeout))
 
 
+def _forgive_pause(turn: Turn) -> None:
+    """A daemon that was not scheduled has not watched the start meanwhile: that time does not count (LIVE-1)."""
+    run, s = turn.pool.engine, turn.pool.settings
+    if run is None or turn.pool.state is not PoolState.STARTING:
+        return
+    if run.probe.due is not None and (late := turn.at.now - run.probe.due) > s.loop_lag_limit:
+        turn.set_engine(paused=run.paused + late)
+
+
 def _start_too_slow(turn: Turn) -> None:
     run, s = turn.pool.engine, turn.pool.settings
     assert run is not None
-    took, silent = turn.at.now - run.started, turn.at.now - run.progressed
-    if run.progressed + s.stall_timeout <= turn.at.now:
+    took, silent = turn.at.now - run.started - run.paused, turn.at.now - run.progressed - run.paused
+    if run.progressed + s.stall_timeout + run.paused <= turn.at.now:
         cause, text = CrashCause.STALLED, f"no progress for {silent:.1f} s, the limit is {s.stall_timeout:g} s"
     else:
         cause, text = CrashCause.START_FAILED, f"not ready after {took:.1f} s, the limit is {s.start_timeout:g} s"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from poolmgr.core import engine, leases, restart
-from poolmgr.core.ending import stop
+from poolmgr.core.ending import hurry, stop
 from poolmgr.core.leases import Answer
 from poolmgr.core.lifecycle import COMMANDS, Admission, Command, Trigger, Verdict
 from poolmgr.core.messages import (
@@ -149,6 +149,7 @@ def _stop(turn: Turn, grace: float | None) -> None:
     if _verdict(turn, Command.STOP) is Verdict.DONE:
         if turn.pool.state is PoolState.STOPPING:
             turn.set(then=Trigger.HALT)
+            hurry(turn, grace)
         return
     stop(turn, turn.pool.settings.stop_grace if grace is None else grace, "asked to stop")
 
@@ -207,9 +208,14 @@ def _change_spec(turn: Turn, spec: PoolSpec, generation: int) -> None:
         home=home,
     )
     turn.set(leases=replace(pool.leases, slots=slot_limit(turn.pool)))
-    if affected:
+    if affected or (pool.state is PoolState.PARKED and _may_start_better(pool.spec, spec)):
         turn.set(policy=restart.new_generation(pool.policy))
         _restart_for(turn, f"generation {generation}")
+
+
+def _may_start_better(old: PoolSpec, new: PoolSpec) -> bool:
+    """Whether a parked pool has a reason to try again with the same engine: a longer timeout, say (RST-7)."""
+    return (old.readiness, old.supervision) != (new.readiness, new.supervision)
 
 
 def _restart_for(turn: Turn, why: str) -> None:

@@ -39,6 +39,7 @@ class EngineRun:
     main_alive: bool = True
     ready_at: float | None = None
     kill_at: float | None = None
+    paused: float = 0.0  # seconds of its start in which the daemon itself did not run
     facts: EngineFacts = EngineFacts()
     usage: Usage = Usage()
     ready_usage: Usage | None = None

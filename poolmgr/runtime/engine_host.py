@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 
 from poolmgr.core.messages import (
+    Adopted,
     Discard,
     Effect,
+    Event,
     Exited,
     KillTree,
     Probed,
@@ -26,7 +28,7 @@ from poolmgr.core.messages import (
     TreeEmpty,
 )
 from poolmgr.errors import ClientError, EnvironmentFault, InternalError
-from poolmgr.model.engine import EngineFacts, ExitRecord, LaunchSpec, ProbeOutcome
+from poolmgr.model.engine import EngineFacts, ExitRecord, LaunchSpec, ProbeOutcome, ProcessIdentity, RecoveredEngine
 from poolmgr.model.pool import LOG_TAIL_CHARACTERS, LOG_TAIL_LINES, EngineName, PoolSpec, ProbeKind
 from poolmgr.ports import EngineKind, Ports, Probe, Rng, Runtime, Workers
 from poolmgr.runtime.pool_actor import PoolActor
@@ -34,6 +36,8 @@ from poolmgr.runtime.tasks import Tasks
 
 # A spawn that failed with one of these fails the same way again (RST-8).
 PERMANENT_ERRNO = frozenset({errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.E2BIG})
+
+NO_COMMAND_LINE: tuple[str, ...] = ()  # of an engine that was found running and could not be started now
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +59,27 @@ class EngineLink:
         self._actor = actor
         self._engine_id = engine_id
         self._outside = outside
+        self._held: list[Event] | None = []
+
+    def begin(self, fact: Spawned | Adopted) -> None:
+        """Tells that the engine runs, then what was heard before: one can die before its start has been reported."""
+        held, self._held = self._held or [], None
+        for event in (fact, *held):
+            self._actor.tell(event)
 
     def exited(self, record: ExitRecord) -> None:
         tail = self._outside.runtime.log_tail(self._engine_id, LOG_TAIL_LINES)
         kind = self._outside.kinds[self._actor.pool.spec.engine]
-        self._actor.tell(Exited(self._engine_id, record, shortened(tail), kind.diagnose(record, tail)))
+        self._tell(Exited(self._engine_id, record, shortened(tail), kind.diagnose(record, tail)))
 
     def tree_empty(self) -> None:
-        self._actor.tell(TreeEmpty(self._engine_id))
+        self._tell(TreeEmpty(self._engine_id))
+
+    def _tell(self, event: Event) -> None:
+        if self._held is None:
+            self._actor.tell(event)
+        else:
+            self._held.append(event)
 
 
 def shortened(lines: Sequence[str]) -> tuple[str, ...]:
@@ -85,6 +102,7 @@ class EngineHost:
         self._spawn = spawn
         self._launches: dict[str, LaunchSpec] = {}
         self._order: dict[str, asyncio.Lock] = {}
+        self._leaving: dict[str, set[asyncio.Task[None]]] = {}
 
     def perform(self, actor: PoolActor, effect: Effect) -> None:
         match effect:
@@ -98,21 +116,42 @@ class EngineHost:
             case KillTree(engine_id):
                 self._outside.runtime.kill_tree(engine_id)
             case Rest(engine_id):
-                self._spawn(self._rest(engine_id), "rest")
+                self._leave(actor, self._rest(engine_id), "rest")
             case Discard(engine_id):
-                self._spawn(self._discard(engine_id), "discard")
+                self._leave(actor, self._discard(engine_id), "discard")
             case _:
                 raise InternalError(f"nobody performs {effect}")
 
-    def adopt(self, actor: PoolActor, engine_id: str, port: int) -> None:
-        """Takes over an engine that runs already."""
-        if port:
-            self._outside.ports.claim(port)
-        argv, env = self.command_line(actor.pool.spec, engine_id, port)
-        self._launches[engine_id] = LaunchSpec(engine_id, actor.pool.pool_id, actor.pool.generation, argv, env, port)
-        self._outside.runtime.attach(engine_id, EngineLink(actor, engine_id, self._outside))
+    async def put_away(self, pool_id: str) -> None:
+        """Returns once nothing is left of what this pool has no more use for: shims, cgroup leaves, directories."""
+        while leaving := self._leaving.get(pool_id):
+            await asyncio.wait(leaving)
+        self._leaving.pop(pool_id, None)
 
-    def command_line(self, spec: PoolSpec, engine_id: str, port: int) -> tuple[tuple[str, ...], dict[str, str]]:
+    def _leave(self, actor: PoolActor, work: Coroutine[object, object, None], name: str) -> None:
+        task = self._spawn(work, name)
+        leaving = self._leaving.setdefault(actor.pool.pool_id, set())
+        leaving.add(task)
+        task.add_done_callback(leaving.discard)
+
+    def adopt(self, actor: PoolActor, engine: RecoveredEngine, identity: ProcessIdentity) -> None:
+        """Takes over an engine that runs, though it may have been launched for a spec that is no longer the pool's."""
+        if engine.port:
+            self._outside.ports.claim(engine.port)
+        pool = actor.pool
+        try:
+            argv, env = self.command_line(pool.spec, engine.port)
+        except ClientError:
+            # What it was started from has gone since. It runs on; its next start goes through the gates, which say so.
+            argv, env = NO_COMMAND_LINE, {}
+        launch = LaunchSpec(engine.engine_id, pool.pool_id, pool.generation, argv, env, engine.port)
+        self._launches[engine.engine_id] = launch
+        link = EngineLink(actor, engine.engine_id, self._outside)
+        self._outside.runtime.attach(engine.engine_id, link)
+        current = engine.generation == pool.generation or argv in (engine.argv, NO_COMMAND_LINE)
+        link.begin(Adopted(engine.engine_id, identity.pid, engine.port, current))
+
+    def command_line(self, spec: PoolSpec, port: int) -> tuple[tuple[str, ...], dict[str, str]]:
         """(argv, the whole environment) that this spec gives on this port."""
         return self._outside.kinds[spec.engine].render(spec, port)
 
@@ -127,14 +166,15 @@ class EngineHost:
         async with self._turn(engine_id):
             try:
                 launch = await self._launch(actor, effect, engine_id, spec, generation)
-                identity = await self._outside.runtime.start(launch, EngineLink(actor, engine_id, self._outside))
+                link = EngineLink(actor, engine_id, self._outside)
+                identity = await self._outside.runtime.start(launch, link)
             except ClientError as error:
                 refused = StartRefused(error.reason, error.message, permanent=True)
             except EnvironmentFault as error:
                 permanent = error.numbers.get("errno") in PERMANENT_ERRNO
                 refused = StartRefused(error.reason, error.message, permanent)
             else:
-                actor.tell(Spawned(engine_id, identity.pid, launch.port))
+                link.begin(Spawned(engine_id, identity.pid, launch.port))
                 return
             self._release_port(engine_id)
             if not effect.engine_id:
@@ -146,14 +186,14 @@ class EngineHost:
     ) -> LaunchSpec:
         """What to start: what was started last in this place, if that has been READY; else anew through the gates."""
         last = self._launches.get(engine_id)
-        if last is not None and effect.proven and not effect.fresh_port:
+        if last is not None and last.argv != NO_COMMAND_LINE and effect.proven and not effect.fresh_port:
             return last
         await self.check(spec)
         if last is not None and effect.fresh_port:
             self._release_port(engine_id)
             last = None
         port = last.port if last else self._outside.ports.reserve(spec.port)
-        argv, env = self.command_line(spec, engine_id, port)
+        argv, env = self.command_line(spec, port)
         launch = LaunchSpec(engine_id, actor.pool.pool_id, generation, argv, env, port)
         self._launches[engine_id] = launch
         return launch

@@ -129,7 +129,8 @@ class Facade:
 
     def lease_key(self, pool_id: str) -> tuple[str, str]:
         """A new (lease_id, token). The id names its pool, so that nothing needs to remember where it is."""
-        return f"{pool_id}.{self._rng.hex(8)}", self._rng.hex(16)
+        drawn = self._rng.hex(24)  # at once: each draw is a system call
+        return f"{pool_id}.{drawn[:16]}", drawn[16:]
 
     async def acquire(self, pool_id: str, ask: LeaseAsk) -> Lease | Refusal:
         actor = self._supervisor.find(pool_id)

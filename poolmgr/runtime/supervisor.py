@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from poolmgr.core.messages import Adopted, ChangeSpec, Found, InDoubt, Preload, Stop
+from poolmgr.core.messages import ChangeSpec, Found, InDoubt, Preload, Stop
 from poolmgr.core.state import new_pool
 from poolmgr.errors import ClientError, EnvironmentFault, PoolmgrError, Reason
 from poolmgr.model.engine import RecoveredEngine, RecoveryState
@@ -170,6 +170,7 @@ class Supervisor:
         async with self._edit(pool_id):
             if self._actors.get(pool_id) is not actor:
                 return
+            await self.engines.put_away(pool_id)
             try:
                 await self._store.delete_pool(pool_id)
             except PoolmgrError as error:
@@ -215,9 +216,7 @@ class Supervisor:
                 self.warnings.append(f"pool {engine.pool_id}: engine {engine.engine_id} is in doubt: {engine.detail}")
                 actor.tell(InDoubt(engine.engine_id, engine.detail))
             case RecoveryState.ALIVE if engine.identity is not None:
-                argv, _ = self.engines.command_line(actor.pool.spec, engine.engine_id, engine.port)
-                self.engines.adopt(actor, engine.engine_id, engine.port)
-                actor.tell(Adopted(engine.engine_id, engine.identity.pid, engine.port, current=argv == engine.argv))
+                self.engines.adopt(actor, engine, engine.identity)
 
     async def _without_pool(self, engine: RecoveredEngine) -> None:
         """An engine whose pool nobody knows. Dead, its directory goes; alive, an operator decides."""
@@ -238,6 +237,7 @@ class Supervisor:
             limit = self._clock.now() + self.settings.supervision.stop_grace + 10
             for actor in self.actors():
                 await actor.until(lambda p: p.engine is None and p.state is not PoolState.STOPPING, limit)
+                await self.engines.put_away(actor.pool.pool_id)
         left = sum(1 for actor in self.actors() if actor.pool.engine is not None)
         for actor in self.actors():
             actor.close()

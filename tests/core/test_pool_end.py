@@ -219,3 +219,11 @@ def test_a_stop_while_the_start_is_under_way_ends_when_nothing_comes_of_it():
     driver.do(Stop())
     driver.do(StartRefused("SPAWN_FAILED", "no", permanent=True))
     assert (driver.state, driver.pool.last_error) == (S.STOPPED, None)
+
+
+@pytest.mark.behaviour("PROC-3")
+def test_a_second_stop_with_a_shorter_grace_hurries_the_first():
+    driver = in_state(S.READY)
+    driver.do(Stop(30.0))
+    driver.do(Stop(1.0))
+    assert KillTree(driver.pool.engine.engine_id) in driver.pass_time(1.0)

@@ -217,3 +217,10 @@ def test_a_dead_engine_that_was_found_lends_its_place_to_the_next_start():
     driver = Driver()
     driver.do(Found(ENGINE))
     assert only(Start, driver.do(Preload())).engine_id == ENGINE
+
+
+@pytest.mark.behaviour("RST-7")
+def test_a_parked_pool_tries_again_when_its_start_is_given_more_time():
+    driver = in_state(S.PARKED)
+    driver.do(ChangeSpec(a_spec(supervision=SupervisionOverrides(start_timeout_secs=600)), 2))
+    assert driver.state is S.PROVISIONING

@@ -235,3 +235,14 @@ def test_an_owner_that_cannot_be_told_does_not_hold_a_start_up():
     driver = in_state(S.STARTING)
     driver.answer(OK, owned=None)
     assert driver.state is S.READY
+
+
+@pytest.mark.behaviour("LIVE-1", "PRE-3")
+def test_a_daemon_that_was_not_scheduled_does_not_fail_a_start_for_the_time_it_slept():
+    driver = in_state(S.STARTING)
+    driver.answer(FAILED)
+    driver.now += 200.0  # no Tick came at its time: the daemon was stopped
+    driver.do(Tick())
+    assert driver.state is S.STARTING
+    driver.pass_time(61.0)
+    assert driver.pool.last_error.reason == CrashCause.STALLED

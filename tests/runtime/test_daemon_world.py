@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import NoReturn
 
 import pytest
 import pytest_asyncio
@@ -12,6 +13,7 @@ from poolmgr.errors import ClientError, EnvironmentFault, Reason
 from poolmgr.model.engine import (
     Diagnosis,
     ExitRecord,
+    LaunchSpec,
     ProbeOutcome,
     ProbeResult,
     ProcessIdentity,
@@ -19,8 +21,9 @@ from poolmgr.model.engine import (
     RecoveryState,
 )
 from poolmgr.model.lease import Lease, LeaseOutcome, Refusal
-from poolmgr.model.pool import EngineName, Origin, PoolSpec, PoolState
-from poolmgr.testing.fakes import settled
+from poolmgr.model.pool import EngineName, Origin, PoolSpec, PoolState, SupervisionOverrides
+from poolmgr.ports import EngineListener
+from poolmgr.testing.fakes import ScriptedKind, settled
 from tests.runtime.world import World
 
 SPEC = PoolSpec(EngineName.COMMAND, command="/bin/engine")
@@ -236,6 +239,67 @@ async def test_restarts_of_many_pools_open_a_breaker_when_the_host_has_had_too_m
     assert storm.note.fields["scope"] == "host_rate" and storm.note.fields["host_restarts"] == 11
 
 
+@pytest.mark.behaviour("RST-4", "CFG-2")
+@pytest.mark.parametrize("own_limit", [2, 1000])
+async def test_a_pool_that_overrides_its_restart_rate_does_not_override_the_hosts(world: World, own_limit: int) -> None:
+    overrides = SupervisionOverrides(restart_rate_limit=own_limit)
+    for i in range(11):
+        await world.ready_pool(f"p{i}", supervision=overrides)
+    for engine in list(world.runtime.engines.values()):
+        world.runtime.end(engine.launch.engine_id, ExitRecord(signal=11, source="shim"))
+    states = [pool.view.state for pool in world.facade.pools()]
+    assert states.count(PoolState.PARKED) == 1
+    (storm,) = world.notes("restart_storm")
+    assert (storm.note.fields["scope"], storm.note.fields["limit"]) == ("host_rate", 10)
+
+
+class Vanished(ScriptedKind):
+    """A kind whose executable is gone."""
+
+    def render(self, spec: PoolSpec, port: int) -> NoReturn:
+        raise ClientError(Reason.EXECUTABLE_NOT_FOUND, "/bin/engine: no executable file there")
+
+
+@pytest.mark.behaviour("PROC-7", "RST-8")
+async def test_an_engine_whose_executable_is_gone_is_taken_over_and_its_next_start_says_what_is_missing() -> None:
+    medium = World().medium
+    first = World(medium)
+    await first.ready_pool()
+    engine = first.runtime.only()
+    await first.close()
+    second = World(medium, kind=Vanished())
+    identity = ProcessIdentity("boot", engine.pid, 1)
+    second.runtime.found = [
+        RecoveredEngine("e1", "a", 1, RecoveryState.ALIVE, 40000, engine.launch.argv, identity=identity)
+    ]
+    await second.supervisor.recover()
+    await second.clock.advance(0.1)
+    assert state(second) is PoolState.READY and second.runtime.starts == []
+    second.runtime.end("e1", ExitRecord(signal=9, source="shim"))
+    second.kind.refusal = ClientError(Reason.EXECUTABLE_NOT_FOUND, "/bin/engine: no executable file there")
+    await second.clock.advance(5)
+    assert state(second) is PoolState.PARKED and second.ports.reserved == set()
+    await second.close()
+
+
+@pytest.mark.behaviour("PROC-7")
+async def test_an_engine_of_this_generation_is_kept_although_a_new_version_would_launch_it_otherwise() -> None:
+    medium = World().medium
+    first = World(medium)
+    await first.ready_pool()
+    engine = first.runtime.only()
+    await first.close()
+    second = World(medium)
+    identity = ProcessIdentity("boot", engine.pid, 1)
+    second.runtime.found = [
+        RecoveredEngine("e1", "a", 1, RecoveryState.ALIVE, 40000, ("/bin/engine", "--old-flag"), identity=identity)
+    ]
+    await second.supervisor.recover()
+    await second.clock.advance(0.1)
+    assert state(second) is PoolState.READY and second.facade.pool("a").view.pid == engine.pid
+    await second.close()
+
+
 @pytest.mark.behaviour("PROC-7")
 async def test_a_new_daemon_takes_over_what_runs_and_starts_nothing() -> None:
     medium = World().medium
@@ -281,6 +345,38 @@ async def test_a_daemon_that_ends_leaves_engines_running_unless_it_is_asked_to_s
     await world.ready_pool("a")
     assert await world.supervisor.close(stop_engines=False) == 1
     assert world.runtime.terminated == []
+
+
+@pytest.mark.behaviour("DRN-5")
+async def test_a_deletion_is_answered_once_the_engine_directory_is_gone(world: World) -> None:
+    await world.ready_pool()
+    engine_id = world.runtime.only().launch.engine_id
+    removed, go = world.runtime.removed, asyncio.Event()
+
+    async def remove_slowly(engine_id: str) -> None:
+        await go.wait()
+        removed.append(engine_id)
+
+    world.runtime.remove = remove_slowly  # type: ignore[method-assign]
+    deleting = asyncio.ensure_future(world.facade.delete("a", 0.0))
+    await settled()
+    world.runtime.end(engine_id, ExitRecord(exit_code=0, source="shim"))
+    await settled()
+    assert not deleting.done() and len(world.facade.pools()) == 1
+    go.set()
+    await deleting
+    assert removed == [engine_id] and world.facade.pools() == []
+
+
+@pytest.mark.behaviour("PROC-8", "PROC-3")
+async def test_stop_engines_leaves_no_shim_and_no_leaf(world: World) -> None:
+    await world.ready_pool("a")
+    engine_id = world.runtime.only().launch.engine_id
+    closing = asyncio.ensure_future(world.supervisor.close(stop_engines=True))
+    await settled()
+    world.runtime.end(engine_id, ExitRecord(exit_code=0, source="shim"))
+    await closing
+    assert world.runtime.rested == [engine_id]
 
 
 @pytest.mark.behaviour("PROC-8")
@@ -338,3 +434,19 @@ async def test_a_change_of_the_command_drains_and_starts_the_new_generation(worl
     assert state(world) is PoolState.READY and world.runtime.only().launch.argv[0] == "/bin/new"
     assert world.runtime.only().launch.engine_id != old.launch.engine_id
     assert old.launch.engine_id in world.runtime.removed
+
+
+@pytest.mark.behaviour("PRE-2", "PRE-8")
+async def test_an_engine_that_dies_before_its_start_is_reported_is_not_taken_for_alive(world: World) -> None:
+    start = world.runtime.start
+
+    async def start_and_die(launch: LaunchSpec, listener: EngineListener) -> ProcessIdentity:
+        identity = await start(launch, listener)
+        world.runtime.end(launch.engine_id, ExitRecord(exit_code=7, source="shim"))
+        return identity
+
+    world.runtime.start = start_and_die  # type: ignore[method-assign]
+    await world.facade.create_pool("a", SPEC)
+    pool = await world.facade.preload("a", 5.0)
+    assert pool.view.state is PoolState.BACKOFF
+    assert pool.view.last_error is not None and pool.view.last_error.exit == ExitRecord(exit_code=7, source="shim")
