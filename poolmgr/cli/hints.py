@@ -13,7 +13,7 @@ HINTS: Final[Mapping[str, str]] = {
     "INVALID_CONFIG": "mend the file; `poolmgr config check FILE` checks it without the daemon",
     "POOL_NOT_FOUND": "`poolmgr pool list` shows the pools there are",
     "POOL_EXISTS": "choose another id, or delete the pool first: `poolmgr pool delete ID`",
-    "POOL_STATE": "`poolmgr pool show ID` shows the pool's state",
+    "POOL_STATE": "`poolmgr pool show ID` tells why; a PARKED pool starts by `pool reset-breaker ID`",
     "POOL_LIMIT": "delete a pool that nobody needs: `poolmgr pool list`",
     "POOL_DELETING": "wait until the pool is gone: `poolmgr pool watch`",
     "BREAKER_OPEN": "`poolmgr pool show ID` tells what failed; `poolmgr pool reset-breaker ID` allows a start at once",

@@ -45,7 +45,8 @@ def release(
     outcome = lease_pb2.Lease.Outcome.Name(answer.outcome)
     session.answer(answer, lambda _: typer.echo(outcome))
     if answer.outcome not in (lease_pb2.Lease.RELEASED, lease_pb2.Lease.ALREADY_RELEASED):
-        report(f"lease {lease_id} was not there to release", f"LEASE_{outcome}")
+        message = f"lease {lease_id} was not there to release: it ended by itself, or its id or token is wrong"
+        report(message, f"LEASE_{outcome}")
         raise typer.Exit(REFUSED)
 
 

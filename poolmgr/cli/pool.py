@@ -197,7 +197,7 @@ def _require(pool: pool_pb2.Pool, state: str, wait: float) -> None:
     if wait and reached != state:
         why = pool.last_error.message or pool.state_reason
         report(
-            f"pool {pool.pool_id} is {reached} after {wait:g} s, not {state}" + (f": {why}" if why else ""),
+            f"pool {pool.pool_id} is {reached} and was to be {state} within {wait:g} s" + (f": {why}" if why else ""),
             pool.last_error.reason or "POOL_STATE",
         )
         raise typer.Exit(REFUSED)

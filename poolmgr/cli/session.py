@@ -126,7 +126,8 @@ def _reported() -> Iterator[None]:
     try:
         yield
     except CallError as error:
-        details: dict[str, object] = dict(error.metadata)
+        # A protobuf map has no order, and an error is to look the same each time.
+        details: dict[str, object] = dict(sorted(error.metadata.items()))
         if error.retry_after is not None:
             details["retry_after"] = f"{error.retry_after:g} s"
         report(error.message, error.reason, details)
