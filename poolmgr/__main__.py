@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from poolmgr.errors import PoolmgrError
+
+# gRPC writes lines of its own to stderr; what matters of them reaches us as an error, and the log is JSON.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ interceptor chain.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -29,7 +30,9 @@ class Guarded:
 
     def __init__(self, servicer: object, rng: Rng) -> None:
         self._servicer = servicer
-        self._rng = rng
+        # Telling calls apart needs no secrecy, and the system's randomness is a system call.
+        self._prefix = rng.hex(6)
+        self._serials = itertools.count(1)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._servicer, name)
@@ -67,7 +70,7 @@ class Guarded:
         for key, value in context.invocation_metadata() or ():
             if key in CORRELATION_KEYS:
                 correlation_id = str(value)[:MAX_CORRELATION_ID]
-        correlation_id = correlation_id or self._rng.hex(8)
+        correlation_id = correlation_id or f"{self._prefix}-{next(self._serials)}"
         context.set_trailing_metadata(((CORRELATION_KEYS[0], correlation_id),))
         return correlation_id
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,9 @@ from poolmgr.cli.session import Address, Session, command
 
 if TYPE_CHECKING:
     from poolmgr.v1 import admin_pb2
+
+
+GONE_SECONDS = 60.0
 
 
 def register(app: typer.Typer) -> None:
@@ -58,10 +62,25 @@ def shutdown(
     session: Session,
     stop_engines: Annotated[bool, typer.Option("--stop-engines", help="Stop every engine first.")] = False,
 ) -> None:
-    """Ends the daemon. Engines go on, and the next daemon takes them over, unless --stop-engines is given."""
+    """Ends the daemon and waits until it is gone. Engines go on, and the next daemon takes them over, unless
+    --stop-engines is given."""
 
     def told(answer: admin_pb2.ShutdownResponse) -> None:
         typer.echo(f"the daemon ends; {answer.engines_left_running} engines go on without it")
 
     with session.client() as client:
+        ends = _end_of(client.status().pid)
         session.answer(client.shutdown(stop_engines=stop_engines), told)
+        if ends is not None and not select.select([ends], [], [], GONE_SECONDS)[0]:
+            raise typer.Exit(1)
+
+
+def _end_of(pid: int) -> int | None:
+    """A descriptor that is readable once the daemon has ended, taken while it answers, so that its pid is its own.
+
+    None where it cannot be watched: another user's pid namespace.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from poolmgr.v1.lease_pb2_grpc import LeaseServiceStub
 from poolmgr.v1.pool_pb2_grpc import PoolServiceStub
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:9200"
+ADDRESS_VARIABLE: Final = "POOL_MANAGERD_ADDR"
 DEFAULT_TIMEOUT: Final = 10.0
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 # A page of pools or a snapshot may carry a log tail of 64 KiB per failed pool.
@@ -83,10 +85,13 @@ class _Unary(Protocol[Q, A]):
 
 
 class Client:
-    """A connection to the daemon at `address`, made on first use. `timeout`: seconds for a call beyond its own wait."""
+    """A connection to the daemon, made on first use. `timeout`: seconds for a call beyond its own wait.
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout: float = DEFAULT_TIMEOUT) -> None:
-        self.address = address
+    `address`: host:port; else what POOL_MANAGERD_ADDR says, else 127.0.0.1:9200.
+    """
+
+    def __init__(self, address: str | None = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self.address = address = address or os.environ.get(ADDRESS_VARIABLE, DEFAULT_ADDRESS)
         self._timeout = timeout
         self._channel = grpc.insecure_channel(address, _OPTIONS)
         self._pools = PoolServiceStub(self._channel)

@@ -207,7 +207,7 @@ def _pool_id(text: str) -> str:
 def _sound_spec(spec: PoolSpec) -> PoolSpec:
     problems = spec_problems(spec)
     if problems:
-        raise ValueError("; ".join(f"{name} {text}" for name, text in problems))
+        raise ValueError("; ".join(map(str, problems)))
     return spec
 
 

@@ -243,15 +243,11 @@ def _check_count(count: int, most: int, of: str, field: str) -> None:
 
 
 def _check_values(spec: PoolSpec) -> None:
-    problems = list(spec_problems(spec))
-    for name, probe in (("readiness", spec.readiness), ("liveness", spec.liveness)):
-        if probe.kind is ProbeKind.NONE and spec.engine is not EngineName.COMMAND:
-            problems.append((f"{name}.kind", "NONE is for ENGINE_COMMAND only"))
-        if probe.path and not probe.path.startswith("/"):
-            problems.append((f"{name}.path", f"must begin with /, not {probe.path!r}"))
+    problems = spec_problems(spec)
     if problems:
-        message = "; ".join(f"spec.{name} {text}" for name, text in problems)
-        numbers: dict[str, Number] = {"field": f"spec.{problems[0][0]}"[:80], "problems": len(problems)}
+        first = problems[0]
+        message = "; ".join(f"spec.{problem}" for problem in problems)
+        numbers: dict[str, Number] = {"field": f"spec.{first.name}"[:80], "problems": len(problems), **first.numbers}
         raise ClientError(Reason.INVALID_ARGUMENT, message[:MAX_MESSAGE], numbers=numbers)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Final
 
 from poolmgr.model.pool import MAX_SLOTS, EngineName, ModelSpec, PoolSpec, ProbeKind, ProbeSpec, SupervisionOverrides
@@ -23,8 +23,17 @@ _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 _MAY_BE_ZERO: Final = frozenset({"backoff_initial_ms", "backoff_floor_ms"})  # a restart at once
 
-# The dotted name of a field, and what is wrong with it.
-Problem = tuple[str, str]
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with the field of this dotted name; `numbers`: its value and its bounds, where it has them."""
+
+    name: str
+    text: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.text}"
 
 
 def is_pool_id(text: str) -> bool:
@@ -43,17 +52,17 @@ def _own_problems(spec: PoolSpec) -> Iterator[Problem]:
     yield from _range("priority", spec.priority, -MAX_PRIORITY, MAX_PRIORITY)
     texts = (spec.command, *spec.args, *spec.env.keys(), *spec.env.values())
     if any("\0" in text for text in texts):
-        yield "args", "command, args and env cannot hold a NUL character"
+        yield Problem("args", "command, args and env cannot hold a NUL character")
     for name in spec.env:
         if not name or "=" in name:
-            yield f"env.{name}", "is no name of an environment variable"
+            yield Problem(f"env.{name}", "is no name of an environment variable")
 
 
 def _model_problems(model: ModelSpec) -> Iterator[Problem]:
     if model.path and (not model.path.startswith("/") or "\0" in model.path):
-        yield "model.path", f"must be an absolute path, not {model.path!r}"
+        yield Problem("model.path", f"must be an absolute path, not {model.path!r}")
     if model.digest and not _DIGEST.fullmatch(model.digest):
-        yield "model.digest", f"must be sha256: and 64 lower-case hex digits, not {model.digest!r}"
+        yield Problem("model.digest", f"must be sha256: and 64 lower-case hex digits, not {model.digest!r}")
     yield from _range("model.context_length", model.context_length, 0, MAX_CONTEXT_LENGTH)
 
 
@@ -65,17 +74,16 @@ def _probe_problems(spec: PoolSpec) -> Iterator[Problem]:
             yield from _range(f"{name}.{part}", seconds, MIN_PROBE_SECONDS if seconds > 0 else 0, MAX_SECONDS)
         yield from _range(f"{name}.failure_threshold", probe.failure_threshold, 0, MAX_COUNT)
         if probe.kind is ProbeKind.NONE and spec.engine is not EngineName.COMMAND:
-            yield f"{name}.kind", f"NONE is for {EngineName.COMMAND} only"
+            yield Problem(f"{name}.kind", f"NONE is for {EngineName.COMMAND} only")
         if probe.path and not probe.path.startswith("/"):
-            yield f"{name}.path", f"must begin with /, not {probe.path!r}"
+            yield Problem(f"{name}.path", f"must begin with /, not {probe.path!r}")
 
 
 def _override_problems(spec: PoolSpec) -> Iterator[Problem]:
-    for field in fields(SupervisionOverrides):
-        value: int | None = getattr(spec.supervision, field.name)
+    for key in (each.name for each in fields(SupervisionOverrides)):
+        value: int | None = getattr(spec.supervision, key)
         if value is not None:
-            least = 0 if field.name in _MAY_BE_ZERO else 1
-            yield from _range(f"supervision.{field.name}", value, least, _most(field.name))
+            yield from _range(f"supervision.{key}", value, 0 if key in _MAY_BE_ZERO else 1, _most(key))
 
 
 def _most(key: str) -> int:
@@ -86,4 +94,4 @@ def _most(key: str) -> int:
 
 def _range(name: str, value: float, least: float, most: float) -> Iterator[Problem]:
     if not math.isfinite(value) or not least <= value <= most:
-        yield name, f"must be {least} to {most}, not {value}"
+        yield Problem(name, f"must be {least} to {most}, not {value}", {"value": value, "low": least, "high": most})

@@ -94,7 +94,7 @@ async def test_an_engine_has_its_own_session_no_stdin_and_no_descriptor_but_its_
     _, ears = await started(host, spec)
     await ears.end()
     directory, log = host.directory(spec.engine_id), host.log_path(spec.engine_id)
-    assert host.log_tail(spec.engine_id, 10) == (f"True {directory}", "/dev/null", log, log)
+    assert host.log_tail(spec.engine_id, 10) == (f"True {directory}/work", "/dev/null", log, log)
 
 
 @pytest.mark.behaviour("PROC-5")

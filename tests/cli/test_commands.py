@@ -161,8 +161,11 @@ def test_the_status_shows_warnings(daemon, run):
 
 def test_shutdown_leaves_engines_running_unless_told_otherwise(daemon, run):
     daemon.script["Shutdown"] = admin_pb2.ShutdownResponse(engines_left_running=2)
+    ended = subprocess.Popen(["/bin/true"])  # stands for the daemon: shutdown waits until it is gone
+    daemon.script["GetStatus"] = admin_pb2.Status(pid=ended.pid)
     assert "2 engines go on" in run("shutdown").out
     run("shutdown", "--stop-engines")
+    assert ended.wait(0) == 0
     assert [request.stop_engines for request in daemon.requests("Shutdown")] == [False, True]
 
 

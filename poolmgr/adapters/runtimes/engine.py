@@ -120,8 +120,10 @@ class Engine:
             self._read_total = read = max(self._read_total, read)
         return Usage(self._log_written(), procfs.resident_bytes(pids), read)
 
-    def holds_socket(self, inodes: Collection[int]) -> bool:
-        return any(procfs.holds_socket(pid, inodes) for pid in self._tree.pids())
+    def holds_socket(self, inodes: Collection[int]) -> bool | None:
+        """Whether one of its processes does; None when none of them is there to tell."""
+        answers = {procfs.holds_socket(pid, inodes) for pid in self._tree.pids()}
+        return True if True in answers else False if False in answers else None
 
     def _log_written(self) -> int:
         """The log's length, with what was cut off since we look."""

@@ -28,6 +28,7 @@ class EngineDirectory:
         if not self.path.is_dir():
             self.path.mkdir(mode=0o700)
             _sync(self.path.parent)
+        (self.path / wire.WORK).mkdir(mode=0o700, exist_ok=True)
         spec = {
             "engine_id": launch.engine_id,
             "pool_id": launch.pool_id,

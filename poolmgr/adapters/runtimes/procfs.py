@@ -134,12 +134,17 @@ def _sum(pids: Iterable[int], read: Callable[[int], int]) -> int | None:
     return sum(found) if found else None
 
 
-def holds_socket(pid: int, inodes: Collection[int]) -> bool:
-    """Whether one of the sockets is open in the process."""
-    wanted = {f"socket:[{inode}]" for inode in inodes}
+def holds_socket(pid: int, inodes: Collection[int]) -> bool | None:
+    """Whether one of the sockets is open in the process; None when it has no descriptors or shows us none.
+
+    A process that ends loses its descriptors before its sockets stop to listen: then nobody seems to hold them.
+    """
+    wanted, directory = {f"socket:[{inode}]" for inode in inodes}, f"/proc/{pid}/fd"
     with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
+        for name in os.listdir(directory):
             with suppress(FileNotFoundError):
-                if os.readlink(f"/proc/{pid}/fd/{name}") in wanted:
+                if os.readlink(f"{directory}/{name}") in wanted:
                     return True
-    return False
+        if os.listdir(directory):  # it had them all along, so what was not seen is not there
+            return False
+    return None

@@ -11,12 +11,13 @@ import ctypes
 import os
 import signal
 
-from . import linux
+from . import linux, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
 
+_WORK = os.fsencode(wire.WORK)
 _UNWANTED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
 
 
@@ -81,7 +82,9 @@ class Launcher:
         """In the child, to the end: execve closes `told`, which says that it went well."""
         try:
             os.setsid()
-            linux.libc.execve(self._path, self._argv, self._envp)
+            # Not in the directory of its records: a program that serves its working directory would show them.
+            if linux.libc.chdir(_WORK) == 0:
+                linux.libc.execve(self._path, self._argv, self._envp)
             os.write(told, ctypes.get_errno().to_bytes(4, "little"))
         finally:
             os._exit(127)

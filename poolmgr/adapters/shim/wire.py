@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 VERSIONS = (1,)
 
 MESSAGE_BYTES = 64 * 1024
-SPEC, IDENT, EXIT, LOG, OLD_LOG, SOCK = "spec", "ident", "exit", "log", "log.1", "sock"
+SPEC, IDENT, EXIT, LOG, OLD_LOG, SOCK, WORK = "spec", "ident", "exit", "log", "log.1", "sock", "work"
 ENGINE_ID_VARIABLE = "POOLMGR_ENGINE_ID"
 
 _UCRED = struct.Struct("3i")
