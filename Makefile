@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in /usr/bin/python3 python3 python3.13 python3.12 python
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml scripts/setup.sh ext/poolmgr_ext/sockdiag.pyx ext/poolmgr_ext/sockdiag.pxd
+$(VENV)/.ready: pyproject.toml scripts/setup.sh ext/poolmgr_ext/sockdiag.pyx ext/poolmgr_ext/sockdiag.pxd ext/shim/spawn.c
 	@PYTHON="$(PYTHON)" scripts/setup.sh $(VENV)
 	@touch $@
 

@@ -99,7 +99,7 @@ def grant(table: LeaseTable, ask: LeaseAsk, by: Grantor, now: float) -> tuple[Le
         ask.request_id,
     )
     live, quiet_until = {**table.live, lease.lease_id: lease}, min(table.quiet_until, lease.expires)
-    return replace(table, live=live, quiet_until=quiet_until), lease
+    return LeaseTable(table.slots, live, table.waiters, table.asked, quiet_until, table.ended), lease
 
 
 def enqueue(table: LeaseTable, ask: LeaseAsk, now: float, settings: LeaseSettings) -> tuple[LeaseTable, list[Answer]]:
@@ -177,7 +177,7 @@ def _end(table: LeaseTable, leases: Iterable[Lease], remembered: LeaseOutcome, s
             newest, older = {}, (newest, *older)
         newest[lease.lease_id] = Tombstone(lease.token, remembered)
     ended = (newest, *older)[: max(1, settings.tombstones // per_leaf)]
-    return replace(table, live=live, ended=ended)
+    return LeaseTable(table.slots, live, table.waiters, table.asked, table.quiet_until, ended)
 
 
 def revoke(table: LeaseTable, settings: LeaseSettings) -> LeaseTable:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from typing import Any
 
 from poolmgr.core.leases import LeaseTable
@@ -90,6 +91,18 @@ class Pool:
     last_error: PoolError | None = None
 
 
+_PLACE = {f.name: place for place, f in enumerate(fields(Pool))}
+_values = attrgetter(*_PLACE)
+
+
+def changed(pool: Pool, **changes: Any) -> Pool:
+    """`dataclasses.replace` at half its cost: every grant and every release pays for it."""
+    values = list(_values(pool))
+    for name, value in changes.items():
+        values[_PLACE[name]] = value
+    return Pool(*values)
+
+
 def new_pool(record: PoolRecord, settings: SupervisionSettings, lease_settings: LeaseSettings) -> Pool:
     return Pool(
         pool_id=record.pool_id,
@@ -115,11 +128,11 @@ class Turn:
         self.effects: list[Effect] = []
 
     def set(self, **changes: Any) -> None:
-        self.pool = replace(self.pool, **changes)
+        self.pool = changed(self.pool, **changes)
 
     def set_engine(self, **changes: Any) -> None:
         assert self.pool.engine is not None
-        self.pool = replace(self.pool, engine=replace(self.pool.engine, **changes))
+        self.pool = changed(self.pool, engine=replace(self.pool.engine, **changes))
 
     def do(self, *effects: Effect) -> None:
         self.effects.extend(effects)
@@ -131,7 +144,7 @@ class Turn:
         """Takes a transition; every one is an event with its evidence (RST-8)."""
         old = self.pool.state
         new = advance(old, trigger)
-        self.pool = replace(self.pool, state=new, reason=reason, since=self.at.now, **changes)
+        self.pool = changed(self.pool, state=new, reason=reason, since=self.at.now, **changes)
         self.note(NoteName.POOL_TRANSITION, old_state=str(old), new_state=str(new), reason=reason)
 
 

@@ -34,6 +34,7 @@ class Engine:
         self._shim: shimlink.ShimProcess | None = None
         self._life: Life | None = None
         self._listener: EngineListener | None = None
+        self._childless = False
         self._awaited = ""
         self._answer: asyncio.Future[wire.Message] | None = None
         self._log_seen = self._log_total = self._read_total = 0
@@ -87,7 +88,8 @@ class Engine:
         """The leaf is killed as a whole; the shim kills what it descends to, which is all where there is no leaf."""
         if self._tree.leaf is not None or self._link is None:
             self._tree.kill()
-        self._send({"op": "kill"})
+        if not self._childless:
+            self._send({"op": "kill"})
 
     async def rest(self) -> None:
         """Lets the shim go; the directory stays for its log and for the next start."""
@@ -196,14 +198,17 @@ class Engine:
         """Also when the caller of `start` has given up: the engine runs, so it is watched."""
         assert self._listener is not None
         self._read_total = 0
+        self._childless = False
         self._life = Life(identity_of(message["ident"]), pidfd, self.directory, self._tree, self._listener)
 
     def _on_end(self, message: wire.Message) -> None:
         if self._life is None:
             return
+        # Known before the exit is told: who hears of it kills what may be left.
+        self._childless = message["event"] == "empty" or message["empty"]
         if message.get("exit") is not None:
             self._life.shim_said_exit(exit_record(message["exit"]))
-        if message["event"] == "empty" or message["empty"]:
+        if self._childless:
             self._life.shim_said_empty()
 
     def _on_hang_up(self) -> None:

@@ -80,6 +80,8 @@ class ProcessRuntime:
             leaf = None if one.leaf is None else Leaf(one.leaf)
             if dead and (leaf is None or not leaf.populated()):
                 # Nothing is left of it: another start writes `spec` again, and goes where leaves go now.
+                if leaf is not None:
+                    leaf.remove()
                 self._new(one.engine.engine_id, self._leaf(one.engine.engine_id), None)
             else:
                 self._new(one.engine.engine_id, leaf, one.launch)

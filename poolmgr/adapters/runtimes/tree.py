@@ -61,22 +61,27 @@ class _LeafWatch:
 
     def __init__(self, leaf: Leaf, on_empty: Callable[[], None]) -> None:
         self._on_empty = on_empty
+        self._watch: Watch | None = None
         self._events = leaf.open_events()
-        if self._events is None:
-            on_empty()
+        if self._changed():
             return
-        self._watch = Watch(asyncio.get_running_loop(), self._events, select.EPOLLPRI, self._changed)
-        self._changed()
-
-    def _changed(self) -> None:
         assert self._events is not None
-        if b"populated 0" in os.pread(self._events, 4096, 0):
+        self._watch = Watch(asyncio.get_running_loop(), self._events, select.EPOLLPRI, self._changed)
+        self._changed()  # it may have emptied before it was watched
+
+    def _changed(self) -> bool:
+        """Whether it is empty now; tells so."""
+        empty = self._events is None or b"populated 0" in os.pread(self._events, 4096, 0)
+        if empty:
             self.close()
             self._on_empty()
+        return empty
 
     def close(self) -> None:
-        if self._events is not None:
+        if self._watch is not None:
             self._watch.close()
+            self._watch = None
+        if self._events is not None:
             os.close(self._events)
             self._events = None
 

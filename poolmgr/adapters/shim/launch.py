@@ -1,5 +1,7 @@
 """Starting the engine: everything that can be made beforehand is, so that a respawn is clone, setsid and execve.
 
+Natively where `_spawn` is there to do it (ext/shim/spawn.c), else by a fork of this process, which is slower.
+
 What the engine gets from the shim by inheritance was set up once (`prepare`): /dev/null as stdin, the log as stdout
 and stderr, the working directory, the umask, an empty signal mask and, because the shim *handles* every signal that it
 does not want, default dispositions: execve resets handlers, but would keep SIG_IGN. All else is close-on-exec.
@@ -39,20 +41,22 @@ def _note(number: int, frame: FrameType | None) -> None:
 class Child:
     """A process on its way to execve. `pidfd` belongs to whoever holds this."""
 
-    __slots__ = ("_verdict", "pid", "pidfd")
+    __slots__ = ("_failure", "_verdict", "pid", "pidfd")
 
-    def __init__(self, pid: int, pidfd: int, verdict: int) -> None:
+    def __init__(self, pid: int, pidfd: int, *, failure: int = 0, verdict: int | None = None) -> None:
         self.pid = pid
         self.pidfd = pidfd
+        self._failure = failure
         self._verdict = verdict
 
     def exec_errno(self) -> int:
         """Waits for the execve: 0, or its errno once the child is reaped."""
-        with open(self._verdict, "rb") as pipe:
-            number = int.from_bytes(pipe.read(), "little")
-        if number:
+        if self._verdict is not None:
+            with open(self._verdict, "rb") as pipe:
+                self._failure = int.from_bytes(pipe.read(), "little")
+        if self._failure:
             os.waitid(os.P_PID, self.pid, os.WEXITED)
-        return number
+        return self._failure
 
 
 class Launcher:
@@ -66,9 +70,21 @@ class Launcher:
 
     def begin(self) -> Child:
         """Raises OSError when no process could be made."""
+        # Opened each time: the daemon makes a leaf anew for each start.
+        leaf = -1 if self._leaf is None else os.open(self._leaf, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if linux.native is not None:
+                pid, pidfd, failure = linux.native.spawn(leaf, _WORK, self._path, self._argv, self._envp)
+                return Child(pid, pidfd, failure=failure)
+            return self._fork(leaf)
+        finally:
+            if leaf >= 0:
+                os.close(leaf)
+
+    def _fork(self, leaf: int) -> Child:
         verdict, told = os.pipe2(os.O_CLOEXEC)
         try:
-            pid, pidfd = linux.fork_with_pidfd() if self._leaf is None else _clone_into(self._leaf)
+            pid, pidfd = linux.fork_with_pidfd() if leaf < 0 else linux.clone_into_cgroup(leaf)
         except OSError:
             os.close(verdict)
             os.close(told)
@@ -76,7 +92,7 @@ class Launcher:
         if pid == 0:
             self._become_engine(told)
         os.close(told)
-        return Child(pid, pidfd, verdict)
+        return Child(pid, pidfd, verdict=verdict)
 
     def _become_engine(self, told: int) -> None:
         """In the child, to the end: execve closes `told`, which says that it went well."""
@@ -88,15 +104,6 @@ class Launcher:
             os.write(told, ctypes.get_errno().to_bytes(4, "little"))
         finally:
             os._exit(127)
-
-
-def _clone_into(leaf: str) -> tuple[int, int]:
-    """Opens the leaf each time: the daemon makes one anew that was killed. Raises OSError."""
-    directory = os.open(leaf, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return linux.clone_into_cgroup(directory)
-    finally:
-        os.close(directory)
 
 
 def _c_strings(values: list[str]) -> ctypes.Array[ctypes.c_char_p]:

@@ -92,3 +92,37 @@ def become_subreaper() -> None:
 def collapse_range(fd: int, length: int) -> bool:
     """Cuts `length` bytes, a multiple of the block size, off the head of a file; False where it cannot be done."""
     return bool(libc.fallocate(fd, _FALLOC_FL_COLLAPSE_RANGE, 0, length) == 0)
+
+
+class _Native:
+    """`poolmgr_spawn` of ext/shim/spawn.c."""
+
+    def __init__(self, path: str) -> None:
+        self._spawn = ctypes.PyDLL(path).poolmgr_spawn
+        self._spawn.restype = ctypes.c_long
+
+    def spawn(
+        self,
+        cgroup_fd: int,
+        work: bytes,
+        path: bytes,
+        argv: ctypes.Array[ctypes.c_char_p],
+        envp: ctypes.Array[ctypes.c_char_p],
+    ) -> tuple[int, int, int]:
+        """(pid, pidfd, the errno of a chdir or execve that failed). `cgroup_fd` -1: no cgroup. Raises OSError."""
+        pidfd, failure = ctypes.c_int(-1), ctypes.c_int(0)
+        pid: int = self._spawn(cgroup_fd, work, path, argv, envp, ctypes.byref(pidfd), ctypes.byref(failure))
+        if pid < 0:
+            raise OSError(-pid, os.strerror(-pid))
+        return pid, pidfd.value, failure.value
+
+
+def _find_native() -> _Native | None:
+    """None where it was not built, or where clone3 is not to be had: then the shim forks."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    names = (name for name in os.listdir(here) if name.startswith("_spawn.") and name.endswith(".so"))
+    name = next(names, None)
+    return None if name is None or not has_clone3() else _Native(os.path.join(here, name))
+
+
+native = _find_native()
