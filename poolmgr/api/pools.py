@@ -13,6 +13,7 @@ from poolmgr.api.paging import page
 from poolmgr.convert.common import seconds_from
 from poolmgr.convert.pool import masked_spec, pool_id_from, pool_to_proto, spec_from_proto, spec_to_proto
 from poolmgr.errors import ClientError, Reason
+from poolmgr.model.pool import PoolSpec
 from poolmgr.runtime.bus import Change, PublishedPool, Resync
 from poolmgr.runtime.facade import Facade
 from poolmgr.v1 import pool_pb2 as pb
@@ -51,9 +52,12 @@ class PoolServicer(pool_pb2_grpc.PoolServiceServicer):
         return pb.ListPoolsResponse(pools=[encoded(p) for p in pools], next_page_token=token)
 
     async def UpdatePool(self, request: pb.UpdatePoolRequest, context: Context) -> pb.Pool:
-        current = self._facade.pool(request.pool.pool_id)
-        spec = masked_spec(current.view.spec, request.pool.spec, list(request.update_mask.paths))
-        return encoded(await self._facade.update_pool(current.pool_id, spec))
+        paths = list(request.update_mask.paths)
+
+        def change(current: PoolSpec) -> PoolSpec:
+            return masked_spec(current, request.pool.spec, paths)
+
+        return encoded(await self._facade.update_pool(request.pool.pool_id, change))
 
     async def DeletePool(self, request: pb.DeletePoolRequest, context: Context) -> empty_pb2.Empty:
         deadline = None

@@ -143,8 +143,12 @@ def _judge_readiness(turn: Turn, fact: Probed) -> None:
         text = f"port {run.port} is held by a process that is not engine {run.engine_id}"
         error = PoolError(Reason.PORT_TAKEN, text, turn.at.wall, uptime=turn.at.now - run.started)
         fail(turn, error, grace=0.0)
-    elif fact.result.outcome is ProbeOutcome.OK:
+    elif fact.result.outcome is ProbeOutcome.OK and fact.owned:
         _ready(turn, fact)
+    elif fact.result.outcome is ProbeOutcome.OK:
+        # Somebody answered, and now nobody can be seen to listen: not proven ours, so not ready (PRE-4).
+        _next_probe(turn, turn.pool.spec.readiness.interval or turn.pool.settings.readiness_interval)
+        turn.set(reason=f"port {run.port} answered, but who listens there cannot be told")
     else:
         _next_probe(turn, turn.pool.spec.readiness.interval or turn.pool.settings.readiness_interval)
         turn.set(reason=fact.result.detail or turn.pool.reason)

@@ -106,7 +106,7 @@ class RecoveryState(StrEnum):
 class RecoveredEngine:
     """An engine directory found at the daemon's start. `exit` is set when DEAD, `identity` when ALIVE.
 
-    `argv` is what it was started with.
+    `argv` is what it was started with. `survivors`: DEAD, but processes of its tree are left.
     """
 
     engine_id: str
@@ -118,6 +118,7 @@ class RecoveredEngine:
     identity: ProcessIdentity | None = None
     exit: ExitRecord | None = None
     detail: str = ""
+    survivors: bool = False
 
 
 @dataclass(frozen=True, slots=True)

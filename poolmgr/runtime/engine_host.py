@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from poolmgr.core.messages import (
@@ -28,9 +28,10 @@ from poolmgr.core.messages import (
     TreeEmpty,
 )
 from poolmgr.errors import ClientError, EnvironmentFault, InternalError
-from poolmgr.model.engine import EngineFacts, ExitRecord, LaunchSpec, ProbeOutcome, ProcessIdentity, RecoveredEngine
+from poolmgr.model.engine import EngineFacts, ExitRecord, LaunchSpec, ProbeOutcome, RecoveredEngine
 from poolmgr.model.pool import LOG_TAIL_CHARACTERS, LOG_TAIL_LINES, EngineName, PoolSpec, ProbeKind
-from poolmgr.ports import EngineKind, Ports, Probe, Rng, Runtime, Workers
+from poolmgr.ports import Clock, EngineKind, Ports, Probe, Rng, Runtime, Workers
+from poolmgr.runtime.keyed import KeyedLocks
 from poolmgr.runtime.pool_actor import PoolActor
 from poolmgr.runtime.tasks import Tasks
 
@@ -94,15 +95,35 @@ def shortened(lines: Sequence[str]) -> tuple[str, ...]:
     return tuple(reversed(kept))
 
 
+class _Wake:
+    """A listener that only waits for the end."""
+
+    def __init__(self, empty: asyncio.Future[bool]) -> None:
+        self._empty = empty
+
+    def exited(self, record: ExitRecord) -> None:
+        """Known before."""
+
+    def tree_empty(self) -> None:
+        _answer(self._empty, True)
+
+
+def _answer(future: asyncio.Future[bool], value: bool) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
 class EngineHost:
     """All engines of the daemon. What is done to one engine is done in the order in which it was asked for."""
 
-    def __init__(self, outside: Outside, spawn: Tasks) -> None:
+    def __init__(self, outside: Outside, clock: Clock, spawn: Tasks) -> None:
         self._outside = outside
+        self._clock = clock
         self._spawn = spawn
         self._launches: dict[str, LaunchSpec] = {}
-        self._order: dict[str, asyncio.Lock] = {}
+        self._order = KeyedLocks()
         self._leaving: dict[str, set[asyncio.Task[None]]] = {}
+        self._leftover: dict[str, dict[str, EnvironmentFault]] = {}
 
     def perform(self, actor: PoolActor, effect: Effect) -> None:
         match effect:
@@ -116,26 +137,61 @@ class EngineHost:
             case KillTree(engine_id):
                 self._outside.runtime.kill_tree(engine_id)
             case Rest(engine_id):
-                self._leave(actor, self._rest(engine_id), "rest")
+                self._leave(actor, engine_id, self._outside.runtime.rest)
             case Discard(engine_id):
-                self._leave(actor, self._discard(engine_id), "discard")
+                self._leave(actor, engine_id, self._outside.runtime.remove)
             case _:
                 raise InternalError(f"nobody performs {effect}")
 
     async def put_away(self, pool_id: str) -> None:
-        """Returns once nothing is left of what this pool has no more use for: shims, cgroup leaves, directories."""
+        """Returns once nothing is left of what this pool has no more use for: shims, cgroup leaves, directories.
+
+        Raises EnvironmentFault for what cannot be removed; the next call tries again.
+        """
         while leaving := self._leaving.get(pool_id):
             await asyncio.wait(leaving)
         self._leaving.pop(pool_id, None)
+        for engine_id in list(self._leftover.get(pool_id, ())):
+            await self.remove(engine_id)
+            del self._leftover[pool_id][engine_id]
+        self._leftover.pop(pool_id, None)
 
-    def _leave(self, actor: PoolActor, work: Coroutine[object, object, None], name: str) -> None:
-        task = self._spawn(work, name)
-        leaving = self._leaving.setdefault(actor.pool.pool_id, set())
+    def _leave(self, actor: PoolActor, engine_id: str, undo: Callable[[str], Awaitable[None]]) -> None:
+        pool_id = actor.pool.pool_id
+
+        async def work() -> None:
+            async with self._order.hold(engine_id):
+                self._release_port(engine_id)
+                try:
+                    await undo(engine_id)
+                except EnvironmentFault as fault:
+                    self._leftover.setdefault(pool_id, {})[engine_id] = fault
+
+        task = self._spawn(work(), "leave")
+        leaving = self._leaving.setdefault(pool_id, set())
         leaving.add(task)
         task.add_done_callback(leaving.discard)
 
-    def adopt(self, actor: PoolActor, engine: RecoveredEngine, identity: ProcessIdentity) -> None:
+    async def remove(self, engine_id: str) -> None:
+        """Removes what is left of an engine that has ended. Raises EnvironmentFault."""
+        async with self._order.hold(engine_id):
+            await self._outside.runtime.remove(engine_id)
+
+    async def end_survivors(self, engine_id: str, seconds: float) -> bool:
+        """Kills what a dead engine of an earlier daemon left running; whether nothing was left within `seconds`."""
+        empty: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._outside.runtime.attach(engine_id, _Wake(empty))
+        self._outside.runtime.kill_tree(engine_id)
+        timer = self._clock.call_at(self._clock.now() + seconds, lambda: _answer(empty, False))
+        try:
+            return await empty
+        finally:
+            timer.cancel()
+
+    def adopt(self, actor: PoolActor, engine: RecoveredEngine) -> None:
         """Takes over an engine that runs, though it may have been launched for a spec that is no longer the pool's."""
+        if engine.identity is None:
+            raise InternalError(f"engine {engine.engine_id} is alive and has no identity")
         if engine.port:
             self._outside.ports.claim(engine.port)
         pool = actor.pool
@@ -149,7 +205,7 @@ class EngineHost:
         link = EngineLink(actor, engine.engine_id, self._outside)
         self._outside.runtime.attach(engine.engine_id, link)
         current = engine.generation == pool.generation or argv in (engine.argv, NO_COMMAND_LINE)
-        link.begin(Adopted(engine.engine_id, identity.pid, engine.port, current))
+        link.begin(Adopted(engine.engine_id, engine.identity.pid, engine.port, current))
 
     def command_line(self, spec: PoolSpec, port: int) -> tuple[tuple[str, ...], dict[str, str]]:
         """(argv, the whole environment) that this spec gives on this port."""
@@ -159,11 +215,8 @@ class EngineHost:
         """The gates before a spawn. Raises ClientError."""
         await self._outside.workers.run(self._outside.kinds[spec.engine].check, spec)
 
-    def _turn(self, engine_id: str) -> asyncio.Lock:
-        return self._order.setdefault(engine_id, asyncio.Lock())
-
     async def _start(self, actor: PoolActor, effect: Start, engine_id: str, spec: PoolSpec, generation: int) -> None:
-        async with self._turn(engine_id):
+        async with self._order.hold(engine_id):
             try:
                 launch = await self._launch(actor, effect, engine_id, spec, generation)
                 link = EngineLink(actor, engine_id, self._outside)
@@ -177,8 +230,8 @@ class EngineHost:
                 link.begin(Spawned(engine_id, identity.pid, launch.port))
                 return
             self._release_port(engine_id)
-            if not effect.engine_id:
-                await self._remove(engine_id)
+        if not effect.engine_id:
+            self._leave(actor, engine_id, self._outside.runtime.remove)
         actor.tell(refused)
 
     async def _launch(
@@ -214,10 +267,11 @@ class EngineHost:
         now = actor.pool.engine
         if now is None or now.engine_id != run.engine_id or not now.main_alive:
             return
-        owned, facts = None, None
+        owned: bool | None = True  # nothing to own where nothing is asked
+        facts = None
         if effect.readiness and target.kind != ProbeKind.NONE:
             owned = out.runtime.owner_of_port(run.engine_id, run.port)
-        if effect.readiness and result.outcome is ProbeOutcome.OK and owned is not False:
+        if effect.readiness and result.outcome is ProbeOutcome.OK and owned:
             facts = await self._describe(kind, spec, run.port, effect.timeout)
         usage = out.runtime.usage(run.engine_id)
         actor.tell(Probed(effect.serial, result, usage, owned, facts))
@@ -227,17 +281,3 @@ class EngineHost:
             return await kind.describe(spec, port, timeout)
         except EnvironmentFault:
             return None  # it answered its probe; what it is called may stay unknown
-
-    async def _rest(self, engine_id: str) -> None:
-        async with self._turn(engine_id):
-            self._release_port(engine_id)
-            await self._outside.runtime.rest(engine_id)
-
-    async def _discard(self, engine_id: str) -> None:
-        async with self._turn(engine_id):
-            self._release_port(engine_id)
-            await self._remove(engine_id)
-        self._order.pop(engine_id, None)
-
-    async def _remove(self, engine_id: str) -> None:
-        await self._outside.runtime.remove(engine_id)

@@ -92,8 +92,8 @@ class Facade:
     async def check_pool(self, pool_id: str, spec: PoolSpec) -> None:
         await self._supervisor.check_new(pool_id, spec)
 
-    async def update_pool(self, pool_id: str, spec: PoolSpec) -> PublishedPool:
-        return (await self._supervisor.update(pool_id, spec)).published
+    async def update_pool(self, pool_id: str, change: Callable[[PoolSpec], PoolSpec]) -> PublishedPool:
+        return (await self._supervisor.update(pool_id, change)).published
 
     async def preload(self, pool_id: str, wait: float) -> PublishedPool:
         return await self._command(pool_id, Preload(), wait, lambda p: p.state in STARTED)
@@ -211,5 +211,6 @@ class Facade:
 
     def shutdown(self, stop_engines: bool) -> int:
         """Begins the end of the daemon. Returns how many engines will go on."""
+        self._supervisor.closing = True
         self._controls.shutdown(stop_engines)
         return 0 if stop_engines else self.status().engines_live

@@ -148,7 +148,7 @@ class PoolActor:
                 self._perform(effect, now)
         finally:
             self._busy = False
-        self._arm(now)
+            self._arm(now)  # whatever failed: a pool without its timer would sleep for ever
 
     def _publish_if_changed(self) -> None:
         current = fingerprint(self.pool)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 
-from poolmgr.core.messages import ChangeSpec, Found, InDoubt, Preload, Stop
+from poolmgr.core.messages import ChangeSpec, Preload, Stop
 from poolmgr.core.state import new_pool
 from poolmgr.errors import ClientError, EnvironmentFault, PoolmgrError, Reason
-from poolmgr.model.engine import RecoveredEngine, RecoveryState
 from poolmgr.model.pool import Origin, PoolRecord, PoolSpec, PoolState
 from poolmgr.model.settings import LeaseSettings, SupervisionSettings
 from poolmgr.ports import Clock, Rng, Store
 from poolmgr.runtime.bus import Bus
 from poolmgr.runtime.engine_host import EngineHost, Outside
 from poolmgr.runtime.host_counters import HostCounters
+from poolmgr.runtime.keyed import KeyedLocks
 from poolmgr.runtime.pool_actor import PoolActor, Surroundings
+from poolmgr.runtime.recovery import Recovery
 from poolmgr.runtime.tasks import Tasks
 
 MAX_POOLS = 256  # the bound of the metrics' pool_id label (OBS-1)
@@ -40,12 +41,15 @@ class Supervisor:
         self.settings = settings
         self.bus = bus
         self._spawn = spawn
-        self.engines = EngineHost(outside, spawn)
+        self.engines = EngineHost(outside, clock, spawn)
         s = settings.supervision
         counters = HostCounters(store.epoch, s.restart_window, s.restart_rate_limit)
         self._around = Surroundings(clock, rng, bus, counters, self.engines.perform, self._forget)
         self._actors: dict[str, PoolActor] = {}
-        self._edits: dict[str, asyncio.Lock] = {}
+        # Orders the editors of one pool's spec. Nothing else waits for them: not status, leases, drain or the actor.
+        self._edits = KeyedLocks()
+        self._creating: set[str] = set()
+        self.reloads = asyncio.Lock()  # one reload of the file after the other
         self._forgetting: dict[str, asyncio.Future[None]] = {}
         self.closing = False
         self.warnings: list[str] = []
@@ -85,22 +89,44 @@ class Supervisor:
     async def create(self, pool_id: str, spec: PoolSpec, origin: Origin, gates: bool = True) -> PoolActor:
         """Makes a pool durable, then alive. The same id and spec again: the pool that is there.
 
-        Without `gates`, a missing model or executable is found by the first start, which parks the pool.
+        Without `gates`, a missing model or executable is found by the first start, which parks the pool. A caller
+        that goes away changes nothing: store and daemon never differ.
         """
-        async with self._edit(pool_id):
+        return await self._whole(self._create(pool_id, spec, origin, gates))
+
+    async def _create(self, pool_id: str, spec: PoolSpec, origin: Origin, gates: bool) -> PoolActor:
+        async with self._edits.hold(pool_id):
             existing = self._actors.get(pool_id)
             if existing is not None:
                 return self._same(existing, spec)
-            self._admit(pool_id)
-            self.validate(spec)
-            if gates:
-                await self.engines.check(spec)
-            record = PoolRecord(pool_id, spec, 1, origin, self._clock.wall())
-            await self._store.put_pool(record)
+            self._admit()
+            self._creating.add(pool_id)
+            try:
+                self.validate(spec)
+                if gates:
+                    await self.engines.check(spec)
+                record = PoolRecord(pool_id, spec, 1, origin, self._clock.wall())
+                await self._store.put_pool(record)
+            finally:
+                self._creating.discard(pool_id)
             actor = self._add(record)
         if spec.preload:
             actor.tell(Preload())
         return actor
+
+    async def _whole(self, work: Coroutine[object, object, PoolActor]) -> PoolActor:
+        """Does the work to its end, also when whoever asked for it is cancelled meanwhile."""
+        outcome: asyncio.Future[PoolActor] = asyncio.get_running_loop().create_future()
+
+        async def run() -> None:
+            try:
+                outcome.set_result(await work)
+            except PoolmgrError as error:
+                outcome.set_exception(error)
+                outcome.exception()  # whoever asked may be gone
+
+        self._spawn(run(), "edit")
+        return await asyncio.shield(outcome)
 
     async def check_new(self, pool_id: str, spec: PoolSpec) -> None:
         """All that `create` would refuse, and nothing changed."""
@@ -108,17 +134,22 @@ class Supervisor:
         if existing is not None:
             self._same(existing, spec)
         else:
-            self._admit(pool_id)
+            self._admit()
         await self.check(spec)
 
-    def _admit(self, pool_id: str) -> None:
+    def _admit(self) -> None:
         if self.closing:
             raise EnvironmentFault(Reason.SHUTTING_DOWN, "the daemon is shutting down")
-        if len(self._actors) >= MAX_POOLS:
+        self.check_room(1)
+
+    def check_room(self, more: int) -> None:
+        """Raises ClientError(POOL_LIMIT) when `more` pools would be too many; those on their way are counted."""
+        pools = len(self._actors) + len(self._creating)
+        if pools + more > MAX_POOLS:
             raise ClientError(
                 Reason.POOL_LIMIT,
-                f"pool {pool_id} would be one too many: there are {len(self._actors)}, the limit is {MAX_POOLS}",
-                numbers={"pools": len(self._actors), "limit": MAX_POOLS},
+                f"{more} more would be too many: there are {pools} pools, the limit is {MAX_POOLS}",
+                numbers={"pools": pools, "limit": MAX_POOLS},
             )
 
     @staticmethod
@@ -132,11 +163,17 @@ class Supervisor:
             numbers={"pool_id": existing.pool.pool_id, "generation": existing.pool.generation},
         )
 
-    async def update(self, pool_id: str, spec: PoolSpec) -> PoolActor:
-        """Takes `spec` over as a new generation; an equal one changes nothing."""
-        async with self._edit(pool_id):
+    async def update(self, pool_id: str, change: Callable[[PoolSpec], PoolSpec]) -> PoolActor:
+        """Takes over what `change` makes of the spec as a new generation; an equal one changes nothing.
+
+        `change` is called once this editor's turn has come, so that no other's change is lost.
+        """
+        return await self._whole(self._update(pool_id, change))
+
+    async def _update(self, pool_id: str, change: Callable[[PoolSpec], PoolSpec]) -> PoolActor:
+        async with self._edits.hold(pool_id):
             actor = self.actor(pool_id)
-            pool = actor.pool
+            pool, spec = actor.pool, change(actor.pool.spec)
             if pool.spec == spec:
                 return actor
             if pool.deleting:
@@ -146,10 +183,6 @@ class Supervisor:
             await self._store.put_pool(record)
             actor.tell(ChangeSpec(spec, record.generation))
         return actor
-
-    def _edit(self, pool_id: str) -> asyncio.Lock:
-        """Orders the editors of one pool's spec. Nothing else waits for it: not status, leases, drain or the actor."""
-        return self._edits.setdefault(pool_id, asyncio.Lock())
 
     def _add(self, record: PoolRecord) -> PoolActor:
         actor = PoolActor(new_pool(record, self.settings.supervision, self.settings.leases), self._around)
@@ -167,11 +200,11 @@ class Supervisor:
 
     async def _delete(self, actor: PoolActor) -> None:
         pool_id = actor.pool.pool_id
-        async with self._edit(pool_id):
+        async with self._edits.hold(pool_id):
             if self._actors.get(pool_id) is not actor:
                 return
-            await self.engines.put_away(pool_id)
             try:
+                await self.engines.put_away(pool_id)
                 await self._store.delete_pool(pool_id)
             except PoolmgrError as error:
                 self._resolve_forgotten(pool_id, error)
@@ -179,7 +212,6 @@ class Supervisor:
             del self._actors[pool_id]
             actor.close()
             self.bus.publish_deletion(pool_id)
-        self._edits.pop(pool_id, None)
         self._resolve_forgotten(pool_id, None)
 
     def _resolve_forgotten(self, pool_id: str, error: PoolmgrError | None) -> None:
@@ -198,34 +230,11 @@ class Supervisor:
         """Rebuilds the actors from the store and takes over what runs, before the first call is answered."""
         for record in await self._store.load():
             self._add(record)
-        for engine in await self._outside.runtime.recover():
-            actor = self._actors.get(engine.pool_id)
-            if actor is None or actor.pool.engine is not None or actor.pool.home is not None:
-                await self._without_pool(engine)
-            else:
-                self._take_over(actor, engine)
+        recovery = Recovery(self.engines, self.warnings)
+        await recovery.take_over(self._actors, await self._outside.runtime.recover())
         for actor in self.actors():
             if actor.pool.spec.preload and actor.pool.state is PoolState.PENDING:
                 actor.tell(Preload())
-
-    def _take_over(self, actor: PoolActor, engine: RecoveredEngine) -> None:
-        match engine.state:
-            case RecoveryState.DEAD:
-                actor.tell(Found(engine.engine_id))
-            case RecoveryState.IN_DOUBT:
-                self.warnings.append(f"pool {engine.pool_id}: engine {engine.engine_id} is in doubt: {engine.detail}")
-                actor.tell(InDoubt(engine.engine_id, engine.detail))
-            case RecoveryState.ALIVE if engine.identity is not None:
-                self.engines.adopt(actor, engine, engine.identity)
-
-    async def _without_pool(self, engine: RecoveredEngine) -> None:
-        """An engine whose pool nobody knows. Dead, its directory goes; alive, an operator decides."""
-        if engine.state is RecoveryState.DEAD:
-            await self._outside.runtime.remove(engine.engine_id)
-        else:
-            self.warnings.append(
-                f"engine {engine.engine_id} of pool {engine.pool_id!r} runs, but no such pool is stored; left alone"
-            )
 
     async def close(self, stop_engines: bool) -> int:
         """Ends the actors; with `stop_engines` their engines first. Returns how many engines go on."""
@@ -237,11 +246,17 @@ class Supervisor:
             limit = self._clock.now() + self.settings.supervision.stop_grace + 10
             for actor in self.actors():
                 await actor.until(lambda p: p.engine is None and p.state is not PoolState.STOPPING, limit)
-                await self.engines.put_away(actor.pool.pool_id)
+                await self._put_away(actor.pool.pool_id)
         left = sum(1 for actor in self.actors() if actor.pool.engine is not None)
         for actor in self.actors():
             actor.close()
         return left
+
+    async def _put_away(self, pool_id: str) -> None:
+        try:
+            await self.engines.put_away(pool_id)
+        except EnvironmentFault as error:
+            self.warnings.append(f"pool {pool_id}: {error.message}")
 
 
 def counts(actors: Sequence[PoolActor]) -> Mapping[str, int]:

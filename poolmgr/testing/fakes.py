@@ -21,6 +21,7 @@ from poolmgr.model.engine import (
     ProbeTarget,
     ProcessIdentity,
     RecoveredEngine,
+    RecoveryState,
     Usage,
 )
 from poolmgr.model.pool import EngineName, PoolSpec
@@ -248,9 +249,12 @@ class ScriptedRuntime:
 
     def attach(self, engine_id: str, listener: EngineListener) -> None:
         found = next(f for f in self.found if f.engine_id == engine_id)
-        assert found.identity is not None
+        alive = found.state is RecoveryState.ALIVE
         launch = LaunchSpec(engine_id, found.pool_id, found.generation, found.argv, {}, found.port)
-        self.engines[engine_id] = FakeEngine(launch, found.identity.pid, listener)
+        pid = found.identity.pid if found.identity else 0
+        self.engines[engine_id] = FakeEngine(launch, pid, listener, alive, alive or found.survivors)
+        if not alive:
+            asyncio.get_running_loop().call_soon(listener.exited, found.exit or ExitRecord())
 
     def usage(self, engine_id: str) -> Usage:
         return self.used

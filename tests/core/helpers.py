@@ -182,7 +182,7 @@ class Driver:
     def answer(self, result: ProbeResult, **changes: Any) -> list[Any]:
         """Answers the probe that is under way."""
         assert self.pool.engine is not None
-        return self.do(replace(Probed(self.pool.engine.probe.serial, result, self.usage), **changes))
+        return self.do(replace(Probed(self.pool.engine.probe.serial, result, self.usage, owned=True), **changes))
 
     def spawn(self, engine_id: str = ENGINE, pid: int = 100, port: int = 8000) -> list[Any]:
         return self.do(Spawned(engine_id, pid, port))

@@ -237,7 +237,7 @@ class LeaseMachine(RuleBasedStateMachine):
         assert driver.state is PoolState.PROVISIONING
         self.check(driver.do(Spawned(ENGINE, 100, 8000)), self.due())
         self.serving = True
-        self.check(driver.do(Probed(driver.pool.engine.probe.serial, OK, Usage())), self.due())
+        self.check(driver.do(Probed(driver.pool.engine.probe.serial, OK, Usage(), owned=True)), self.due())
         assert driver.state is PoolState.READY
 
     # What always holds.

@@ -67,7 +67,7 @@ def test_the_answer_to_a_probe_of_the_run_before_does_not_make_this_one_ready():
     driver.crash()
     driver.pass_time(2.0)
     driver.spawn()
-    driver.do(Probed(serial, OK, Usage()))
+    driver.do(Probed(serial, OK, Usage(), owned=True))
     assert driver.state is S.STARTING
     driver.answer(OK)
     assert driver.state is S.READY
@@ -78,7 +78,7 @@ def test_an_answer_after_the_death_is_no_sign_of_life():
     driver = in_state(S.STARTING)
     serial = driver.pool.engine.probe.serial
     driver.do(Exited(ENGINE, EXIT_1))
-    driver.do(Probed(serial, OK, Usage()))
+    driver.do(Probed(serial, OK, Usage(), owned=True))
     assert driver.state is S.STOPPING
 
 

@@ -231,9 +231,12 @@ def test_a_pool_that_is_not_restarted_also_takes_another_port_when_it_is_asked_t
 
 
 @pytest.mark.behaviour("PRE-4")
-def test_an_owner_that_cannot_be_told_does_not_hold_a_start_up():
+def test_an_answer_is_believed_only_once_the_listener_is_seen_to_be_ours():
     driver = in_state(S.STARTING)
     driver.answer(OK, owned=None)
+    assert driver.state is S.STARTING
+    driver.pass_time(0.5)
+    driver.answer(OK, owned=True)
     assert driver.state is S.READY
 
 

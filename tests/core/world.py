@@ -229,7 +229,7 @@ class World:
         if pool.state is S.READY and before.state is S.STARTING:
             assert isinstance(event, Probed)
             assert event.result is OK
-            assert event.owned is not False
+            assert event.owned is True
             assert event.serial == before.probes, "ready by an answer to another probe"
         if pool.state is not before.state:
             moved = [e for e in effects if isinstance(e, Note) and e.name is NoteName.POOL_TRANSITION]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import NoReturn
 
 import pytest
@@ -418,7 +419,9 @@ async def test_a_file_that_names_a_pool_of_the_api_or_one_that_cannot_run_change
 async def test_a_change_that_no_engine_notices_restarts_nothing(world: World) -> None:
     await world.ready_pool(slots=2)
     pid = world.runtime.only().pid
-    await world.facade.update_pool("a", PoolSpec(EngineName.COMMAND, command="/bin/engine", labels={"team": "x"}))
+    await world.facade.update_pool(
+        "a", lambda _: PoolSpec(EngineName.COMMAND, command="/bin/engine", labels={"team": "x"})
+    )
     await settled()
     view = world.facade.pool("a").view
     assert view.generation == 2 and view.slots_total == 1 and world.runtime.only().pid == pid
@@ -427,7 +430,7 @@ async def test_a_change_that_no_engine_notices_restarts_nothing(world: World) ->
 async def test_a_change_of_the_command_drains_and_starts_the_new_generation(world: World) -> None:
     await world.ready_pool()
     old = world.runtime.only()
-    await world.facade.update_pool("a", PoolSpec(EngineName.COMMAND, command="/bin/new"))
+    await world.facade.update_pool("a", lambda _: PoolSpec(EngineName.COMMAND, command="/bin/new"))
     await settled()
     world.runtime.end(old.launch.engine_id, ExitRecord(exit_code=0, source="shim"))
     await world.clock.advance(0.1)
@@ -450,3 +453,159 @@ async def test_an_engine_that_dies_before_its_start_is_reported_is_not_taken_for
     pool = await world.facade.preload("a", 5.0)
     assert pool.view.state is PoolState.BACKOFF
     assert pool.view.last_error is not None and pool.view.last_error.exit == ExitRecord(exit_code=7, source="shim")
+
+
+DEAD = {"state": RecoveryState.DEAD, "port": 0}
+
+
+def found(engine_id: str, generation: int = 1, **fields: object) -> RecoveredEngine:
+    return RecoveredEngine(engine_id, "a", generation, **fields)  # type: ignore[arg-type]
+
+
+async def successor(preload: bool = True) -> World:
+    """A new daemon over the store of one that had a pool."""
+    first = World()
+    await first.ready_pool(preload=preload)
+    await first.close()
+    return World(first.medium)
+
+
+@pytest.mark.behaviour("PROC-7")
+async def test_the_engine_that_lives_is_taken_over_wherever_its_directory_stands() -> None:
+    world = await successor()
+    alive = found("1bbb", state=RecoveryState.ALIVE, port=40000, identity=ProcessIdentity("boot", 77, 1))
+    world.runtime.found = [found("0aaa", **DEAD), alive]
+    await world.supervisor.recover()
+    await world.clock.advance(0.1)
+    assert world.facade.pool("a").view.pid == 77 and world.runtime.starts == []
+    assert world.runtime.removed == ["0aaa"] and world.supervisor.warnings == []
+    await world.close()
+
+
+@pytest.mark.behaviour("PROC-7")
+async def test_of_two_engines_that_live_neither_is_chosen() -> None:
+    world = await successor()
+    world.runtime.found = [
+        found(name, state=RecoveryState.ALIVE, port=40000, identity=ProcessIdentity("boot", 77, 1))
+        for name in ("0aaa", "1bbb")
+    ]
+    await world.supervisor.recover()
+    await world.clock.advance(1000)
+    assert state(world) is PoolState.UNKNOWN and world.runtime.starts == []
+    await world.close()
+
+
+@pytest.mark.behaviour("PROC-7", "PRE-8")
+async def test_what_a_dead_engine_left_running_is_ended_before_the_next_start() -> None:
+    world = await successor()
+    world.runtime.found = [found("0aaa", survivors=True, exit=ExitRecord(signal=9), **DEAD)]
+    recovering = asyncio.ensure_future(world.supervisor.recover())
+    await world.clock.advance(0.1)
+    await recovering
+    await world.clock.advance(0.1)
+    assert state(world) is PoolState.READY and [s.engine_id for s in world.runtime.starts] == ["0aaa"]
+    await world.close()
+
+
+@pytest.mark.behaviour("PROC-7")
+async def test_a_survivor_that_cannot_be_killed_keeps_its_pool_in_doubt_and_not_the_daemon_from_starting() -> None:
+    world = await successor()
+    world.runtime.kill_works = False
+    world.runtime.found = [found("0aaa", survivors=True, exit=ExitRecord(signal=9), **DEAD)]
+    recovering = asyncio.ensure_future(world.supervisor.recover())
+    await world.clock.advance(20.0)
+    await recovering
+    assert state(world) is PoolState.UNKNOWN and world.runtime.starts == []
+    await world.close()
+
+
+@pytest.mark.behaviour("DRN-5")
+async def test_a_creation_that_waits_for_a_deletion_makes_one_pool(world: World) -> None:
+    await world.facade.create_pool("a", SPEC)
+    deleting = asyncio.ensure_future(world.facade.delete("a", None))
+    creating = [asyncio.ensure_future(world.facade.create_pool("a", SPEC)) for _ in range(3)]
+    await settled(60)
+    await asyncio.gather(deleting, *creating, return_exceptions=True)
+    again = await asyncio.gather(*(world.facade.create_pool("a", SPEC) for _ in range(3)))
+    assert len({id(pool) for pool in again}) == 1
+    assert len(world.supervisor._edits) == 0  # a lock for every pool there ever was would be a leak
+
+
+async def test_a_creation_whose_caller_goes_away_is_whole(world: World) -> None:
+    creating = asyncio.ensure_future(world.facade.create_pool("a", SPEC))
+    await asyncio.sleep(0)
+    creating.cancel()
+    await settled(40)
+    assert [p.pool_id for p in world.facade.pools()] == [r.pool_id for r in await world.store.load()] == ["a"]
+
+
+async def test_no_more_pools_than_the_limit_are_made_at_once(world: World) -> None:
+    made = await asyncio.gather(*(world.facade.create_pool(f"p{i}", SPEC) for i in range(300)), return_exceptions=True)
+    refused = [e for e in made if isinstance(e, ClientError)]
+    assert len(world.facade.pools()) == 256 and len(refused) == 44
+    assert {e.reason for e in refused} == {Reason.POOL_LIMIT}
+
+
+async def test_two_changes_of_one_spec_are_both_made(world: World) -> None:
+    await world.facade.create_pool("a", SPEC)
+    await asyncio.gather(
+        world.facade.update_pool("a", lambda spec: replace(spec, slots=8)),
+        world.facade.update_pool("a", lambda spec: replace(spec, priority=5)),
+    )
+    spec = world.facade.pool("a").view.spec
+    assert (spec.slots, spec.priority) == (8, 5)
+
+
+@pytest.mark.behaviour("CFG-3")
+async def test_a_declared_pool_that_is_still_being_deleted_refuses_the_whole_file(world: World) -> None:
+    from poolmgr.runtime import declared
+
+    await declared.reload(world.supervisor, {"a": SPEC}, (), False)
+    await world.facade.preload("a", 0.0)
+    await world.clock.advance(0.1)
+    await world.facade.acquire("a", world.ask(ttl=300.0))
+    await declared.reload(world.supervisor, {}, (), False)
+    with pytest.raises(ClientError, match="still being deleted"):
+        await declared.reload(world.supervisor, {"a": SPEC, "b": SPEC}, (), False)
+    assert [p.pool_id for p in world.facade.pools()] == ["a"]
+
+
+@pytest.mark.behaviour("CFG-3")
+async def test_one_declared_pool_that_cannot_run_does_not_keep_the_others_from_running(world: World) -> None:
+    from poolmgr.runtime import declared
+
+    wanted = {"bad": PoolSpec(EngineName.VLLM), "good": replace(SPEC, preload=True)}
+    await declared.apply_at_start(world.supervisor, wanted)
+    await world.clock.advance(0.1)
+    assert [p.pool_id for p in world.facade.pools()] == ["good"] and state(world, "good") is PoolState.READY
+    assert "pools.bad" in world.facade.status().warnings[0]
+
+
+@pytest.mark.behaviour("PRE-4")
+async def test_an_answer_from_a_port_on_which_nobody_listens_is_not_readiness(world: World) -> None:
+    world.runtime.owned = None
+    await world.facade.create_pool("a", SPEC)
+    await world.facade.preload("a", 0.0)
+    await world.clock.advance(2.0)
+    assert state(world) is PoolState.STARTING
+    world.runtime.owned = True
+    await world.clock.advance(1.0)
+    assert state(world) is PoolState.READY
+
+
+@pytest.mark.behaviour("DRN-5")
+async def test_a_directory_that_cannot_be_removed_fails_the_deletion_and_the_next_try_removes_it(world: World) -> None:
+    await world.ready_pool()
+    await world.facade.stop("a", None, 0.0)
+    world.runtime.end(world.runtime.only().launch.engine_id, ExitRecord(exit_code=0, source="shim"))
+    remove = world.runtime.remove
+
+    async def refuse(engine_id: str) -> None:
+        raise EnvironmentFault(Reason.STATE_DIR, "permission denied")
+
+    world.runtime.remove = refuse  # type: ignore[method-assign]
+    with pytest.raises(EnvironmentFault, match="permission denied"):
+        await world.facade.delete("a", None)
+    world.runtime.remove = remove  # type: ignore[method-assign]
+    await world.facade.delete("a", None)
+    assert world.facade.pools() == [] and len(world.runtime.removed) == 1
