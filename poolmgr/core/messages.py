@@ -119,12 +119,16 @@ class StartRefused:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """An engine of an earlier daemon, alive and proven ours. `current`: it runs what the spec asks for now."""
+    """An engine of an earlier daemon, alive and proven ours.
+
+    `current`: it runs what the spec asks for now. `slots`: how many it was started with, 0 for as many as that.
+    """
 
     engine_id: str
     pid: int
     port: int
     current: bool = True
+    slots: int = 0
 
 
 @dataclass(frozen=True, slots=True)

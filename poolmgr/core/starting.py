@@ -41,8 +41,10 @@ def rest(turn: Turn) -> None:
 def spawned(turn: Turn, fact: Spawned | Adopted) -> None:
     pool, now = turn.pool, turn.at.now
     adopted = isinstance(fact, Adopted)
-    launched = NO_GENERATION if isinstance(fact, Adopted) and not fact.current else pool.generation
-    home = pool.home or Home(fact.engine_id, launched, pool.spec.slots)
+    home = pool.home or Home(fact.engine_id, pool.generation, pool.spec.slots)
+    if isinstance(fact, Adopted):
+        launched = pool.generation if fact.current else NO_GENERATION
+        home = Home(fact.engine_id, launched, fact.slots or pool.spec.slots)
     run = EngineRun(
         fact.engine_id, fact.pid, fact.port, home.generation, now, now, adopted, probe=ProbeTimer(due=now)
     )  # fmt: skip

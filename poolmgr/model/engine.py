@@ -29,6 +29,8 @@ class LaunchSpec:
     """One engine to run. The directory, the cgroup leaf and the shim are named by `engine_id`, a uuid in hex.
 
     `argv[0]` is an absolute path. `env` is the whole environment. `port` is the port it will listen on, 0 for none.
+    `mark` stands for all of the pool's spec that the engine notices, `slots` for how many it was started with: by the
+    two a later daemon tells whether it still is what its pool asks for.
     """
 
     engine_id: str
@@ -38,6 +40,8 @@ class LaunchSpec:
     env: Mapping[str, str]
     port: int = 0
     log_limit_bytes: int = 64 * 1024 * 1024
+    mark: str = ""
+    slots: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,7 @@ class RecoveryState(StrEnum):
 class RecoveredEngine:
     """An engine directory found at the daemon's start. `exit` is set when DEAD, `identity` when ALIVE.
 
-    `argv` is what it was started with. `survivors`: DEAD, but processes of its tree are left.
+    `launch` is what it was started with, where that can be read. `survivors`: DEAD, but processes of its tree are left.
     """
 
     engine_id: str
@@ -114,7 +118,7 @@ class RecoveredEngine:
     generation: int
     state: RecoveryState
     port: int
-    argv: tuple[str, ...] = ()
+    launch: LaunchSpec | None = None
     identity: ProcessIdentity | None = None
     exit: ExitRecord | None = None
     detail: str = ""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from poolmgr.core.messages import (
     Adopted,
@@ -27,6 +29,7 @@ from poolmgr.core.messages import (
     Terminate,
     TreeEmpty,
 )
+from poolmgr.core.pool import engine_arguments
 from poolmgr.errors import ClientError, EnvironmentFault, InternalError
 from poolmgr.model.engine import EngineFacts, ExitRecord, LaunchSpec, ProbeOutcome, RecoveredEngine
 from poolmgr.model.pool import LOG_TAIL_CHARACTERS, LOG_TAIL_LINES, EngineName, PoolSpec, ProbeKind
@@ -81,6 +84,12 @@ class EngineLink:
             self._actor.tell(event)
         else:
             self._held.append(event)
+
+
+def mark_of(spec: PoolSpec) -> str:
+    """Equal for two specs that an engine cannot tell apart: a digest, for an environment may hold what is not shown."""
+    noticed = json.dumps(asdict(engine_arguments(spec)), sort_keys=True)
+    return hashlib.sha256(noticed.encode()).hexdigest()
 
 
 def shortened(lines: Sequence[str]) -> tuple[str, ...]:
@@ -200,12 +209,17 @@ class EngineHost:
         except ClientError:
             # What it was started from has gone since. It runs on; its next start goes through the gates, which say so.
             argv, env = NO_COMMAND_LINE, {}
-        launch = LaunchSpec(engine.engine_id, pool.pool_id, pool.generation, argv, env, engine.port)
-        self._launches[engine.engine_id] = launch
+        before = engine.launch
+        now = LaunchSpec(
+            engine.engine_id, pool.pool_id, pool.generation, argv, env, engine.port,
+            mark=mark_of(pool.spec), slots=pool.spec.slots,
+        )  # fmt: skip
+        self._launches[engine.engine_id] = now
         link = EngineLink(actor, engine.engine_id, self._outside)
         self._outside.runtime.attach(engine.engine_id, link)
-        current = engine.generation == pool.generation or argv in (engine.argv, NO_COMMAND_LINE)
-        link.begin(Adopted(engine.engine_id, engine.identity.pid, engine.port, current))
+        current = before is not None and before.mark == now.mark and now.slots <= before.slots
+        slots = before.slots if before else 0
+        link.begin(Adopted(engine.engine_id, engine.identity.pid, engine.port, current, slots))
 
     def command_line(self, spec: PoolSpec, port: int) -> tuple[tuple[str, ...], dict[str, str]]:
         """(argv, the whole environment) that this spec gives on this port."""
@@ -247,7 +261,9 @@ class EngineHost:
             last = None
         port = last.port if last else self._outside.ports.reserve(spec.port)
         argv, env = self.command_line(spec, port)
-        launch = LaunchSpec(engine_id, actor.pool.pool_id, generation, argv, env, port)
+        launch = LaunchSpec(
+            engine_id, actor.pool.pool_id, generation, argv, env, port, mark=mark_of(spec), slots=spec.slots
+        )
         self._launches[engine_id] = launch
         return launch
 

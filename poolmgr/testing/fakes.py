@@ -250,7 +250,7 @@ class ScriptedRuntime:
     def attach(self, engine_id: str, listener: EngineListener) -> None:
         found = next(f for f in self.found if f.engine_id == engine_id)
         alive = found.state is RecoveryState.ALIVE
-        launch = LaunchSpec(engine_id, found.pool_id, found.generation, found.argv, {}, found.port)
+        launch = found.launch or LaunchSpec(engine_id, found.pool_id, found.generation, (), {}, found.port)
         pid = found.identity.pid if found.identity else 0
         self.engines[engine_id] = FakeEngine(launch, pid, listener, alive, alive or found.survivors)
         if not alive:

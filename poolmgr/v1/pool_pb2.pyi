@@ -573,6 +573,7 @@ class Pool(_message.Message):
         bytes_done: _builtins.int
         message: _builtins.str
         queue_position: _builtins.int
+        """Place in the queue of starts, from 1; 0 when it does not queue."""
         def __init__(
             self,
             *,
@@ -716,6 +717,7 @@ class CreatePoolRequest(_message.Message):
     pool_id: _builtins.str
     """[a-z0-9-]{1,63}"""
     request_id: _builtins.str
+    """Not needed: a retry is told by its id and spec. Kept for clients that send one with every create."""
     validate_only: _builtins.bool
     """Check everything, change nothing."""
     @_builtins.property

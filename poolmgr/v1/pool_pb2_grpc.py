@@ -139,7 +139,9 @@ class PoolServiceServicer:
 
     def DeletePool(self, request, context):
         """Removes a pool: drains, stops, then forgets it. Answers once all of it is done. Idempotent while it runs;
-        NOT_FOUND afterwards. A client that leaves does not stop the deletion.
+        NOT_FOUND afterwards. A client that leaves does not stop the deletion; a daemon that ends before it is done does:
+        the pool is there again, and wants another DeletePool. UNAVAILABLE or FAILED_PRECONDITION: something could not be
+        removed, the pool is still there, and the next try goes on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -52,7 +52,9 @@ class PoolServiceStub:
     """
     DeletePool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.DeletePoolRequest, _empty_pb2.Empty]
     """Removes a pool: drains, stops, then forgets it. Answers once all of it is done. Idempotent while it runs;
-    NOT_FOUND afterwards. A client that leaves does not stop the deletion.
+    NOT_FOUND afterwards. A client that leaves does not stop the deletion; a daemon that ends before it is done does:
+    the pool is there again, and wants another DeletePool. UNAVAILABLE or FAILED_PRECONDITION: something could not be
+    removed, the pool is still there, and the next try goes on.
     """
     PreloadPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.PreloadPoolRequest, _pool_pb2.Pool]
     """Starts a pool. Idempotent: a pool that is starting or READY is left as it is. With `wait`, answers when it is
@@ -94,7 +96,9 @@ class PoolServiceAsyncStub(PoolServiceStub):
     """
     DeletePool: _aio.UnaryUnaryMultiCallable[_pool_pb2.DeletePoolRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Removes a pool: drains, stops, then forgets it. Answers once all of it is done. Idempotent while it runs;
-    NOT_FOUND afterwards. A client that leaves does not stop the deletion.
+    NOT_FOUND afterwards. A client that leaves does not stop the deletion; a daemon that ends before it is done does:
+    the pool is there again, and wants another DeletePool. UNAVAILABLE or FAILED_PRECONDITION: something could not be
+    removed, the pool is still there, and the next try goes on.
     """
     PreloadPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.PreloadPoolRequest, _pool_pb2.Pool]  # type: ignore[assignment]
     """Starts a pool. Idempotent: a pool that is starting or READY is left as it is. With `wait`, answers when it is
@@ -163,7 +167,9 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Removes a pool: drains, stops, then forgets it. Answers once all of it is done. Idempotent while it runs;
-        NOT_FOUND afterwards. A client that leaves does not stop the deletion.
+        NOT_FOUND afterwards. A client that leaves does not stop the deletion; a daemon that ends before it is done does:
+        the pool is there again, and wants another DeletePool. UNAVAILABLE or FAILED_PRECONDITION: something could not be
+        removed, the pool is still there, and the next try goes on.
         """
 
     @_abc_1.abstractmethod

@@ -24,6 +24,7 @@ from poolmgr.model.engine import (
 from poolmgr.model.lease import Lease, LeaseOutcome, Refusal
 from poolmgr.model.pool import EngineName, Origin, PoolSpec, PoolState, SupervisionOverrides
 from poolmgr.ports import EngineListener
+from poolmgr.runtime.engine_host import mark_of
 from poolmgr.testing.fakes import ScriptedKind, settled
 from tests.runtime.world import World
 
@@ -270,9 +271,7 @@ async def test_an_engine_whose_executable_is_gone_is_taken_over_and_its_next_sta
     await first.close()
     second = World(medium, kind=Vanished())
     identity = ProcessIdentity("boot", engine.pid, 1)
-    second.runtime.found = [
-        RecoveredEngine("e1", "a", 1, RecoveryState.ALIVE, 40000, engine.launch.argv, identity=identity)
-    ]
+    second.runtime.found = [RecoveredEngine("e1", "a", 1, RecoveryState.ALIVE, 40000, engine.launch, identity=identity)]
     await second.supervisor.recover()
     await second.clock.advance(0.1)
     assert state(second) is PoolState.READY and second.runtime.starts == []
@@ -292,9 +291,8 @@ async def test_an_engine_of_this_generation_is_kept_although_a_new_version_would
     await first.close()
     second = World(medium)
     identity = ProcessIdentity("boot", engine.pid, 1)
-    second.runtime.found = [
-        RecoveredEngine("e1", "a", 1, RecoveryState.ALIVE, 40000, ("/bin/engine", "--old-flag"), identity=identity)
-    ]
+    otherwise = replace(engine.launch, argv=("/bin/engine", "--old-flag"))
+    second.runtime.found = [RecoveredEngine("e1", "a", 1, RecoveryState.ALIVE, 40000, otherwise, identity)]
     await second.supervisor.recover()
     await second.clock.advance(0.1)
     assert state(second) is PoolState.READY and second.facade.pool("a").view.pid == engine.pid
@@ -309,11 +307,9 @@ async def test_a_new_daemon_takes_over_what_runs_and_starts_nothing() -> None:
     engine = first.runtime.only()
     await first.close()
     second = World(medium)
-    argv = engine.launch.argv
+    identity = ProcessIdentity("boot", engine.pid, 1)
     second.runtime.found = [
-        RecoveredEngine(
-            engine.launch.engine_id, "a", 1, RecoveryState.ALIVE, 40000, argv, ProcessIdentity("boot", engine.pid, 1)
-        )
+        RecoveredEngine(engine.launch.engine_id, "a", 1, RecoveryState.ALIVE, 40000, engine.launch, identity)
     ]
     await second.supervisor.recover()
     await second.clock.advance(0.1)
@@ -458,8 +454,15 @@ async def test_an_engine_that_dies_before_its_start_is_reported_is_not_taken_for
 DEAD = {"state": RecoveryState.DEAD, "port": 0}
 
 
-def found(engine_id: str, generation: int = 1, **fields: object) -> RecoveredEngine:
-    return RecoveredEngine(engine_id, "a", generation, **fields)  # type: ignore[arg-type]
+def found(engine_id: str, **fields: object) -> RecoveredEngine:
+    return RecoveredEngine(engine_id, "a", 1, **fields)  # type: ignore[arg-type]
+
+
+def alive(engine_id: str, spec: PoolSpec) -> RecoveredEngine:
+    """An engine that runs and was launched for `spec`."""
+    launch = LaunchSpec(engine_id, "a", 1, ("/bin/engine",), {}, 40000, mark=mark_of(spec), slots=spec.slots)
+    identity = ProcessIdentity("boot", 77, 1)
+    return found(engine_id, state=RecoveryState.ALIVE, port=40000, launch=launch, identity=identity)
 
 
 async def successor(preload: bool = True) -> World:
@@ -473,8 +476,7 @@ async def successor(preload: bool = True) -> World:
 @pytest.mark.behaviour("PROC-7")
 async def test_the_engine_that_lives_is_taken_over_wherever_its_directory_stands() -> None:
     world = await successor()
-    alive = found("1bbb", state=RecoveryState.ALIVE, port=40000, identity=ProcessIdentity("boot", 77, 1))
-    world.runtime.found = [found("0aaa", **DEAD), alive]
+    world.runtime.found = [found("0aaa", **DEAD), alive("1bbb", SPEC)]
     await world.supervisor.recover()
     await world.clock.advance(0.1)
     assert world.facade.pool("a").view.pid == 77 and world.runtime.starts == []
@@ -485,10 +487,7 @@ async def test_the_engine_that_lives_is_taken_over_wherever_its_directory_stands
 @pytest.mark.behaviour("PROC-7")
 async def test_of_two_engines_that_live_neither_is_chosen() -> None:
     world = await successor()
-    world.runtime.found = [
-        found(name, state=RecoveryState.ALIVE, port=40000, identity=ProcessIdentity("boot", 77, 1))
-        for name in ("0aaa", "1bbb")
-    ]
+    world.runtime.found = [alive("0aaa", SPEC), alive("1bbb", SPEC)]
     await world.supervisor.recover()
     await world.clock.advance(1000)
     assert state(world) is PoolState.UNKNOWN and world.runtime.starts == []
@@ -609,3 +608,24 @@ async def test_a_directory_that_cannot_be_removed_fails_the_deletion_and_the_nex
     world.runtime.remove = remove  # type: ignore[method-assign]
     await world.facade.delete("a", None)
     assert world.facade.pools() == [] and len(world.runtime.removed) == 1
+
+
+@pytest.mark.behaviour("DRN-3")
+@pytest.mark.parametrize(
+    ("launched", "stays"),
+    [
+        (replace(SPEC, env={"A": "old"}), False),  # stored, and the daemon died before it could act on it
+        (replace(SPEC, slots=4), True),  # fewer slots now: a limit
+        (replace(SPEC, labels={"team": "x"}), True),
+        (replace(SPEC, command="/bin/old"), False),
+    ],
+)
+async def test_an_engine_that_was_launched_for_another_spec_is_replaced_and_no_other(
+    launched: PoolSpec, stays: bool
+) -> None:
+    world = await successor()
+    world.runtime.found = [alive("1bbb", launched)]
+    await world.supervisor.recover()
+    await world.clock.advance(0.1)
+    assert world.runtime.terminated == ([] if stays else ["1bbb"])
+    await world.close()

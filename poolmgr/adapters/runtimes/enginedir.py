@@ -36,6 +36,8 @@ class EngineDirectory:
             "argv": launch.argv,
             "port": launch.port,
             "log_limit_bytes": launch.log_limit_bytes,
+            "mark": launch.mark,
+            "slots": launch.slots,
             "env": {**launch.env, wire.ENGINE_ID_VARIABLE: launch.engine_id},
             "cgroup": None if leaf is None else str(leaf),
             "log_check_seconds": log_check_seconds,
@@ -123,9 +125,11 @@ def launch_of(spec: wire.Message) -> LaunchSpec:
             "env": dict(env),
             "port": int(port),
             "log_limit_bytes": int(log_limit),
+            "mark": str(mark),
+            "slots": int(slots),
         }:
             given = {name: value for name, value in env.items() if name != wire.ENGINE_ID_VARIABLE}
-            return LaunchSpec(engine_id, pool_id, generation, tuple(argv), given, port, log_limit)
+            return LaunchSpec(engine_id, pool_id, generation, tuple(argv), given, port, log_limit, mark, slots)
     raise ValueError("spec lacks what a launch needs")
 
 

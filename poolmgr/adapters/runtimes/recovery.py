@@ -55,7 +55,7 @@ def examine(directory: EngineDirectory, usual_leaf: Path | None, hierarchy: Hier
         generation=launch.generation if launch else 0,
         state=verdict.state,
         port=launch.port if launch else 0,
-        argv=launch.argv if launch else (),
+        launch=launch,
         identity=identity if verdict.state is RecoveryState.ALIVE else None,
         exit=verdict.exit,
         detail=verdict.detail,
