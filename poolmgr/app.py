@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 from poolmgr_ext.sockdiag import listener_inodes
@@ -23,7 +24,7 @@ from poolmgr.adapters.store.sqlite import open_store
 from poolmgr.adapters.system import SystemClock, SystemRng, ThreadWorkers
 from poolmgr.api.server import ApiServer, ServerSettings
 from poolmgr.config.load import LoadedConfig, describe, load_config
-from poolmgr.errors import ClientError
+from poolmgr.errors import PoolmgrError
 from poolmgr.model.pool import PoolSpec
 from poolmgr.observe.logging import configure, log_events
 from poolmgr.runtime import declared
@@ -54,6 +55,7 @@ class Ending:
     """Why and how the daemon ends: asked for, or because a task failed that must not."""
 
     def __init__(self) -> None:
+        self.serving = asyncio.Event()
         self.asked = asyncio.Event()
         self.stop_engines = False
         self.failure: BaseException | None = None
@@ -86,7 +88,8 @@ async def serve(command_line: CommandLine, loaded: LoadedConfig, announce: Calla
     api.bind()
     store = await open_store(config.state.dir, store_workers, clock.wall)
     runtime = ProcessRuntime(config.state.dir, workers, listener_inodes=listener_inodes)
-    outside = Outside(runtime, default_kinds(http_get_json), NetworkProbe(), LoopbackPorts(), workers, rng)
+    kinds = default_kinds(http_get_json, workers.stopping.is_set)
+    outside = Outside(runtime, kinds, NetworkProbe(), LoopbackPorts(), workers, rng)
     bus = Bus(store.epoch)
     bus.listen(log_events)
     settings = Settings(config.supervision.settings(), config.leases.settings())
@@ -95,13 +98,15 @@ async def serve(command_line: CommandLine, loaded: LoadedConfig, announce: Calla
     controls = Controls(partial(describe_strings, loaded), partial(_read_again, command_line, loaded), ending.ask)
     facade = Facade(supervisor, outside, clock, about, controls)
     try:
+        _on_signals(ending, facade, tasks)
         await supervisor.recover()
         await declared.apply_at_start(supervisor, config.pools)
-        _on_signals(ending, facade, tasks)
         await api.start(facade, rng)
+        ending.serving.set()
         announce(api.address)
         await ending.asked.wait()
     finally:
+        workers.stopping.set()  # a digest of a large model is not waited for
         await api.stop(STOP_CALLS_SECONDS)
         left = await supervisor.close(ending.stop_engines)
         await tasks.close()
@@ -127,18 +132,31 @@ def _read_again(command_line: CommandLine, at_start: LoadedConfig) -> tuple[Mapp
 
 
 def _on_signals(ending: Ending, facade: Facade, tasks: Tasks) -> None:
-    """SIGTERM and SIGINT end the daemon and leave engines running (PROC-8); SIGHUP reads the file again (CFG-3)."""
+    """SIGTERM and SIGINT end the daemon and leave engines running (PROC-8); SIGHUP reads the file again (CFG-3).
+
+    A callback of the loop that fails ends the daemon as a failed task does: what it was to tell would be lost.
+    """
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(partial(_on_loop_error, ending))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.ask, False)
-    loop.add_signal_handler(signal.SIGHUP, lambda: tasks(_reload(facade), "reload"))
+    loop.add_signal_handler(signal.SIGHUP, lambda: tasks(_reload(ending, facade), "reload"))
 
 
-async def _reload(facade: Facade) -> None:
+def _on_loop_error(ending: Ending, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if error is not None and "handle" in context:
+        ending.fail(error)
+    else:  # gRPC's own tasks, mostly
+        structlog.get_logger("poolmgr").warning("event_loop", message=context["message"], exc_info=error)
+
+
+async def _reload(ending: Ending, facade: Facade) -> None:
+    await ending.serving.wait()
     log = structlog.get_logger("poolmgr")
     try:
         change = await facade.reload_config(validate_only=False)
-    except ClientError as error:
+    except PoolmgrError as error:
         log.error("config_reload_refused", reason=str(error.reason), message=error.message)
     else:
         log.info(

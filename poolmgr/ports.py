@@ -38,8 +38,6 @@ class Clock(Protocol):
         """Calls back on the event loop at `when` on the boot-time clock, never earlier."""
         ...
 
-    async def sleep_until(self, when: float) -> None: ...
-
 
 class Rng(Protocol):
     def random(self) -> float:
@@ -106,8 +104,10 @@ class Runtime(Protocol):
     async def start(self, launch: LaunchSpec, listener: EngineListener) -> ProcessIdentity:
         """Starts the engine, in the directory and under the shim that its id already has, if it has them.
 
-        Returns after a successful exec. Raises EnvironmentFault(SPAWN_FAILED) with `errno` when exec or fork failed;
-        no process of the engine is left then. The listener hears of every end after a successful return.
+        Returns after a successful exec; the listener hears of every end from then on. Raises
+        EnvironmentFault(SPAWN_FAILED) with `errno` and `path` when exec or fork failed, or a shim hangs and its
+        successor too; no process of the engine is left then, or else the next call says so. EnvironmentFault(STATE_DIR)
+        when the directory cannot be written; InternalError while processes of the engine are left.
         """
         ...
 
@@ -120,28 +120,42 @@ class Runtime(Protocol):
         ...
 
     async def rest(self, engine_id: str) -> None:
-        """Ends the shim of an engine whose tree is empty; directory, log and records stay. Unknown ids: no effect."""
+        """Ends the shim of an engine whose tree is empty; directory, log and records stay. Unknown ids: no effect.
+
+        Raises InternalError while processes of the engine are left, EnvironmentFault(STATE_DIR) for what the host
+        refuses.
+        """
         ...
 
     async def remove(self, engine_id: str) -> None:
-        """Ends the shim, removes leaf and directory. Only for an engine whose tree is empty. Unknown ids: no effect."""
+        """Ends the shim, removes leaf and directory. Raises as `rest`, then knows the id. Unknown ids: no effect."""
         ...
 
     async def recover(self) -> Sequence[RecoveredEngine]:
-        """What engine directories say at the daemon's start. Starts, signals and removes nothing."""
+        """What engine directories say at the daemon's start. Starts, signals and removes no engine.
+
+        Raises EnvironmentFault(STATE_DIR) when they cannot be looked at.
+        """
         ...
 
     def attach(self, engine_id: str, listener: EngineListener) -> None:
-        """Watches a recovered engine that is ALIVE, as if `start` had returned it."""
+        """Watches a recovered engine that is ALIVE, as if `start` had returned it.
+
+        A DEAD one with `survivors` is watched too: `exited` tells the known end, `tree_empty` when the last has gone.
+        Raises EnvironmentFault(STATE_DIR) for what the host refuses.
+        """
         ...
 
-    def usage(self, engine_id: str) -> Usage: ...
+    def usage(self, engine_id: str) -> Usage:
+        """Never raises for what the host does not tell."""
+        ...
 
     def owner_of_port(self, engine_id: str, port: int) -> bool | None:
-        """Whether the socket that listens on 127.0.0.1:`port` is held by the engine's tree; None: nobody listens."""
-        ...
+        """Whether the socket that listens on 127.0.0.1:`port` is held by the engine's tree.
 
-    def log_path(self, engine_id: str) -> str: ...
+        None: nobody listens, or the host does not tell.
+        """
+        ...
 
     def log_tail(self, engine_id: str, lines: int) -> tuple[str, ...]:
         """The last lines of the log, at most 64 KiB of it, undecodable bytes replaced."""

@@ -15,8 +15,10 @@ MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 50
 MAX_P90_LINES = 25
 MAX_EXCEPTIONS = 8
-# "path" or "path:function": why it may be larger.
-EXCEPTIONS: dict[str, str] = {}
+# "path", "path:function" or "path:class": which rule it breaks, and why it may.
+EXCEPTIONS: dict[str, str] = {
+    "poolmgr/core/state.py:Pool": "frozen, not slotted: it is copied for every lease, and slots are copied one by one"
+}
 
 # Time, randomness and threads reach `core` and `runtime` only through ports.
 OUTSIDE = {"os", "subprocess", "time", "random", "secrets", "uuid", "threading", "concurrent", "datetime", "socket"}

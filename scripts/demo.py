@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from poolmgr.client import Client, LeaseRefused
+from poolmgr.client import CallError, Client, LeaseRefused
 from poolmgr.testing.gguf import write_tiny_llama
 from poolmgr.v1 import pool_pb2 as pb
 
@@ -199,4 +199,7 @@ def leftovers(directory: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CallError as error:
+        raise SystemExit(f"demo: {error}") from error

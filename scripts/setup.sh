@@ -31,5 +31,11 @@ fi
 
 echo "setting up $venv with $("$python" --version) (a few minutes the first time)"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-"$venv/bin/python" -m pip install -q --disable-pip-version-check --upgrade pip setuptools
-"$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[llamacpp,generate,test,bench]'
+log=$venv/setup.log
+if ! { "$venv/bin/python" -m pip install --disable-pip-version-check --upgrade pip setuptools &&
+    "$venv/bin/python" -m pip install --disable-pip-version-check -e '.[llamacpp,generate,test,bench]'; } >"$log" 2>&1
+then
+    cat "$log" >&2
+    echo "the installation failed; what pip said stands above and in $log" >&2
+    exit 1
+fi

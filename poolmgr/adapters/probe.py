@@ -90,6 +90,7 @@ async def _within(timeout: float, work: Coroutine[object, object, T]) -> T:
 
     A task of its own instead of `asyncio.timeout`, which on Python 3.11.2 raises CancelledError in a task that has
     handled a TaskGroup failure before; not `wait_for` either, which loses a cancellation that meets the result.
+    It cannot be lost: this frame holds it, and is not left before it has ended and its outcome was looked at.
     """
     task = asyncio.ensure_future(work)
     try:

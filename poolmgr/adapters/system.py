@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +28,6 @@ class SystemClock:
         # early, and whoever is called looks at `now` again.
         return asyncio.get_running_loop().call_later(max(0.0, when - self.now()), callback)
 
-    async def sleep_until(self, when: float) -> None:
-        await asyncio.sleep(max(0.0, when - self.now()))
-
 
 class SystemRng:
     """Jitter needs no secrecy, ids and tokens do."""
@@ -45,14 +43,19 @@ class SystemRng:
 
 
 class ThreadWorkers:
-    """At most `threads` threads, named, started when first needed."""
+    """At most `threads` threads, named, started when first needed.
+
+    `stopping` is set when what is under way should come to an end: work that takes long looks at it now and then.
+    """
 
     def __init__(self, name: str, threads: int) -> None:
+        self.stopping = threading.Event()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
     def close(self) -> None:
-        """Waits for what is under way."""
+        """Drops what has not begun and waits for what is under way."""
+        self.stopping.set()
         self._pool.shutdown(wait=True, cancel_futures=True)

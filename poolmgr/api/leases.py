@@ -5,7 +5,14 @@ from __future__ import annotations
 from poolmgr.api.guard import Context
 from poolmgr.api.paging import page
 from poolmgr.convert.common import timestamp_to_proto
-from poolmgr.convert.lease import ask_from_proto, lease_to_proto, outcome_to_proto, refusal_to_proto
+from poolmgr.convert.lease import (
+    ask_from_proto,
+    granted_to_proto,
+    lease_to_proto,
+    outcome_to_proto,
+    refusal_to_proto,
+    released_to_proto,
+)
 from poolmgr.convert.pool import pool_id_from
 from poolmgr.model.lease import Lease
 from poolmgr.runtime.facade import Facade
@@ -22,7 +29,7 @@ class LeaseServicer(lease_pb2_grpc.LeaseServiceServicer):
         ask = ask_from_proto(request, *facade.lease_key(pool_id), facade.lease_settings)
         result = await facade.acquire(pool_id, ask)
         if isinstance(result, Lease):
-            return pb.AcquireLeaseResponse(lease=lease_to_proto(pool_id, result, facade.wall_offset(), True))
+            return granted_to_proto(pool_id, result, facade.wall_offset())
         return pb.AcquireLeaseResponse(refusal=refusal_to_proto(result))
 
     async def RenewLease(self, request: pb.RenewLeaseRequest, context: Context) -> pb.RenewLeaseResponse:
@@ -33,7 +40,7 @@ class LeaseServicer(lease_pb2_grpc.LeaseServiceServicer):
         return response
 
     async def ReleaseLease(self, request: pb.ReleaseLeaseRequest, context: Context) -> pb.ReleaseLeaseResponse:
-        return pb.ReleaseLeaseResponse(outcome=outcome_to_proto(self._facade.release(request.lease_id, request.token)))
+        return released_to_proto(self._facade.release(request.lease_id, request.token))
 
     async def ListLeases(self, request: pb.ListLeasesRequest, context: Context) -> pb.ListLeasesResponse:
         offset = self._facade.wall_offset()

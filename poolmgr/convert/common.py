@@ -39,14 +39,27 @@ def seconds_from(message: Duration | None, default: float, low: float, high: flo
 
 def duration_to_proto(value: float) -> Duration:
     """Non-negative seconds, to the nanosecond."""
-    whole, nanos = divmod(round(value * _NANOS), _NANOS)
-    return Duration(seconds=whole, nanos=nanos)
+    message = Duration()
+    write_duration(message, value)
+    return message
+
+
+def write_duration(message: Duration, value: float) -> None:
+    """`duration_to_proto` into a message that is there already."""
+    message.seconds, message.nanos = divmod(round(value * _NANOS), _NANOS)
 
 
 def timestamp_to_proto(unix_seconds: float) -> Timestamp:
     """Unix seconds, to the microsecond: a float of today's clock holds no more."""
-    whole, micros = divmod(round(unix_seconds * 1_000_000), 1_000_000)
-    return Timestamp(seconds=whole, nanos=micros * 1000)
+    message = Timestamp()
+    write_timestamp(message, unix_seconds)
+    return message
+
+
+def write_timestamp(message: Timestamp, unix_seconds: float) -> None:
+    """`timestamp_to_proto` into a message that is there already."""
+    message.seconds, micros = divmod(round(unix_seconds * 1_000_000), 1_000_000)
+    message.nanos = micros * 1000
 
 
 def optional_duration(value: float | None) -> Duration | None:

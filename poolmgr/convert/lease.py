@@ -1,16 +1,16 @@
-"""Leases: model <-> protobuf. On the path of every grant, so each message is built in one call."""
+"""Leases: model <-> protobuf. On the path of every grant, so messages are written in place."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from poolmgr.convert.common import (
-    duration_to_proto,
     enum_table,
     invalid,
     optional_duration,
     seconds_from,
-    timestamp_to_proto,
+    write_duration,
+    write_timestamp,
 )
 from poolmgr.model.lease import Lease, LeaseAsk, LeaseOutcome, Refusal, RefusalReason
 from poolmgr.model.settings import LeaseSettings
@@ -21,6 +21,8 @@ MAX_REQUEST_ID: Final = 128
 
 OUTCOMES: Final = enum_table(LeaseOutcome, pb.Lease.Outcome.Value)
 REFUSALS: Final = enum_table(RefusalReason, pb.Refusal.Reason.Value)
+
+_RELEASED: Final = {outcome: pb.ReleaseLeaseResponse(outcome=value) for outcome, value in OUTCOMES.items()}
 
 
 def ask_from_proto(request: pb.AcquireLeaseRequest, lease_id: str, token: str, settings: LeaseSettings) -> LeaseAsk:
@@ -40,17 +42,29 @@ def ask_from_proto(request: pb.AcquireLeaseRequest, lease_id: str, token: str, s
 
 def lease_to_proto(pool_id: str, lease: Lease, wall_offset: float, with_token: bool) -> pb.Lease:
     """`wall_offset`: Unix seconds less boot-time seconds. The token is for the holder's eyes only."""
-    return pb.Lease(
-        lease_id=lease.lease_id,
-        pool_id=pool_id,
-        generation=lease.generation,
-        holder=lease.holder,
-        fencing_token=lease.fencing_token,
-        token=lease.token if with_token else "",
-        endpoint=lease.endpoint,
-        ttl=duration_to_proto(lease.ttl),
-        expire_time=timestamp_to_proto(lease.expires + wall_offset),
-    )
+    message = pb.Lease()
+    _write_lease(message, pool_id, lease, wall_offset, with_token)
+    return message
+
+
+def granted_to_proto(pool_id: str, lease: Lease, wall_offset: float) -> pb.AcquireLeaseResponse:
+    """The answer to its holder. Written in place: a message given to the constructor of another is copied."""
+    response = pb.AcquireLeaseResponse()
+    _write_lease(response.lease, pool_id, lease, wall_offset, True)
+    return response
+
+
+def _write_lease(message: pb.Lease, pool_id: str, lease: Lease, wall_offset: float, with_token: bool) -> None:
+    message.lease_id = lease.lease_id
+    message.pool_id = pool_id
+    message.generation = lease.generation
+    message.holder = lease.holder
+    message.fencing_token = lease.fencing_token
+    if with_token:
+        message.token = lease.token
+    message.endpoint = lease.endpoint
+    write_duration(message.ttl, lease.ttl)
+    write_timestamp(message.expire_time, lease.expires + wall_offset)
 
 
 def refusal_to_proto(refusal: Refusal) -> pb.Refusal:
@@ -59,6 +73,11 @@ def refusal_to_proto(refusal: Refusal) -> pb.Refusal:
         message=refusal.message,
         retry_after=optional_duration(refusal.retry_after),
     )
+
+
+def released_to_proto(outcome: LeaseOutcome) -> pb.ReleaseLeaseResponse:
+    """The answer to a release; one message for each outcome, which nobody changes."""
+    return _RELEASED[outcome]
 
 
 def outcome_to_proto(outcome: LeaseOutcome) -> pb.Lease.Outcome.ValueType:

@@ -54,11 +54,11 @@ class RestartPolicy:
 
     @property
     def breaker_state(self) -> BreakerState:
-        states = {self.pool.state, self.generation.state}
-        for state in (BreakerState.OPEN, BreakerState.HALF_OPEN):
-            if state in states:
-                return state
-        return BreakerState.CLOSED
+        """OPEN if either is, else HALF_OPEN if either is."""
+        pool, generation = self.pool.state, self.generation.state
+        if pool is generation:
+            return pool
+        return BreakerState.OPEN if BreakerState.OPEN in (pool, generation) else BreakerState.HALF_OPEN
 
     @property
     def open_until(self) -> float:

@@ -15,8 +15,12 @@ from poolmgr.core.state import Pool, Turn, serving
 from poolmgr.model.lease import RefusalReason
 from poolmgr.model.pool import BreakerState, PoolState
 
+_WAITING = (PoolState.BACKOFF, PoolState.PARKED)
+
 
 def settle(turn: Turn) -> None:
+    if _at_rest(turn.pool, turn.at.now):
+        return
     credit_stability(turn)
     _resume(turn)
     if turn.pool.engine is not None:
@@ -30,24 +34,35 @@ def settle(turn: Turn) -> None:
     _forget(turn)
 
 
+def _at_rest(pool: Pool, now: float) -> bool:
+    """Whether nothing below applies, as after almost every grant and release: asked once instead of ten times."""
+    if pool.state is not PoolState.READY or pool.leases.waiters or pool.deleting or outdated(pool):
+        return False
+    due = next_deadline(pool)
+    return due is None or now < due
+
+
 def next_deadline(pool: Pool) -> float | None:
     """When `step` has something to do without an event (boot-time seconds)."""
     times = [leases.next_deadline(pool.leases)]
-    if pool.state in (PoolState.BACKOFF, PoolState.PARKED):
-        times.append(pool.resume_at)
-    if pool.state is PoolState.DRAINING:
-        times.append(pool.drain_until)
-    if pool.engine is not None:
-        times += [pool.engine.kill_at, pool.engine.probe.due, engine.start_deadline(pool)]
-    if serving(pool):
+    run, state = pool.engine, pool.state
+    if run is not None:
+        times += (run.kill_at, run.probe.due)
+    if state is PoolState.READY:
         times.append(restart.stable_at(pool.policy, pool.settings))
-    return min((t for t in times if t is not None), default=None)
+    elif state is PoolState.STARTING:
+        times.append(engine.start_deadline(pool))
+    elif state is PoolState.DRAINING:
+        times += (pool.drain_until, restart.stable_at(pool.policy, pool.settings))
+    elif state in _WAITING:
+        times.append(pool.resume_at)
+    return min([t for t in times if t is not None], default=None)
 
 
 def grantor(turn: Turn) -> Grantor:
     """What the next grant of this step is made of; fencing numbers go on where this step's last grant stopped."""
     run = turn.pool.engine
-    granted = sum(1 for e in turn.effects if isinstance(e, LeaseAnswered))
+    granted = sum(1 for e in turn.effects if isinstance(e, LeaseAnswered)) if turn.effects else 0
     endpoint = f"127.0.0.1:{run.port}" if run and run.port else ""
     return Grantor(endpoint, run.generation if run else turn.pool.generation, turn.at.fence + granted)
 
@@ -55,7 +70,7 @@ def grantor(turn: Turn) -> Grantor:
 def retry_after(turn: Turn) -> float | None:
     """Seconds until another ask may fare better; None when no time is known."""
     pool, now = turn.pool, turn.at.now
-    if pool.state in (PoolState.BACKOFF, PoolState.PARKED):
+    if pool.state in _WAITING:
         return None if pool.resume_at is None else max(0.0, pool.resume_at - now)
     if pool.state is PoolState.READY and pool.leases.live:
         first = min(lease.expires for lease in pool.leases.live.values())
@@ -74,8 +89,10 @@ def admitted(pool: Pool) -> tuple[Admission, RefusalReason]:
 
 def credit_stability(turn: Turn) -> None:
     """Has to come before an event too: an end after the stable time is no failure of the run before it (RST-2)."""
+    if not serving(turn.pool):
+        return
     due = restart.stable_at(turn.pool.policy, turn.pool.settings)
-    if serving(turn.pool) and due is not None and due <= turn.at.now:
+    if due is not None and due <= turn.at.now:
         if turn.pool.policy.breaker_state is BreakerState.HALF_OPEN:
             turn.note(NoteName.BREAKER_CLOSED, by="trial")
         turn.set(policy=restart.became_stable(turn.pool.policy))
@@ -83,8 +100,7 @@ def credit_stability(turn: Turn) -> None:
 
 def _resume(turn: Turn) -> None:
     pool = turn.pool
-    waits = pool.state in (PoolState.BACKOFF, PoolState.PARKED)
-    if not waits or pool.resume_at is None or pool.resume_at > turn.at.now:
+    if pool.state not in _WAITING or pool.resume_at is None or pool.resume_at > turn.at.now:
         return
     if pool.policy.breaker_state is BreakerState.OPEN:
         half_open(turn)

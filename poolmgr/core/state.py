@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from operator import attrgetter
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from poolmgr.core.leases import LeaseTable
 from poolmgr.core.lifecycle import Trigger, advance
 from poolmgr.core.messages import Effect, Moment, Note, NoteName
 from poolmgr.core.restart import RestartPolicy
 from poolmgr.model.engine import EngineFacts, Usage
-from poolmgr.model.pool import Origin, PoolError, PoolRecord, PoolSpec, PoolState, PoolView
+from poolmgr.model.pool import BreakerState, Origin, PoolError, PoolRecord, PoolSpec, PoolState, PoolView
 from poolmgr.model.settings import LeaseSettings, SupervisionSettings, override
 
 
@@ -62,9 +61,12 @@ class Home:
     fresh_port: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pool:
-    """`then`: where STOPPING leads once no process is left. `resume_at`: when BACKOFF or PARKED ends by itself."""
+    """`then`: where STOPPING leads once no process is left. `resume_at`: when BACKOFF or PARKED ends by itself.
+
+    Not slotted: a dictionary is copied at once, slots one by one (0.4 instead of 1.7 us for each change).
+    """
 
     pool_id: str
     spec: PoolSpec
@@ -91,16 +93,11 @@ class Pool:
     last_error: PoolError | None = None
 
 
-_PLACE = {f.name: place for place, f in enumerate(fields(Pool))}
-_values = attrgetter(*_PLACE)
-
-
 def changed(pool: Pool, **changes: Any) -> Pool:
-    """`dataclasses.replace` at half its cost: every grant and every release pays for it."""
-    values = list(_values(pool))
-    for name, value in changes.items():
-        values[_PLACE[name]] = value
-    return Pool(*values)
+    """`dataclasses.replace` at a sixth of its cost: every grant and every release pays for it."""
+    made = object.__new__(Pool)
+    vars(made).update(vars(pool), **changes)
+    return made
 
 
 def new_pool(record: PoolRecord, settings: SupervisionSettings, lease_settings: LeaseSettings) -> Pool:
@@ -148,19 +145,68 @@ class Turn:
         self.note(NoteName.POOL_TRANSITION, old_state=str(old), new_state=str(new), reason=reason)
 
 
+_SERVING = (PoolState.READY, PoolState.DRAINING)
+
+
 def serving(pool: Pool) -> bool:
     """Whether an engine is there that holders of leases may use."""
-    return pool.state in (PoolState.READY, PoolState.DRAINING)
+    return pool.state in _SERVING
 
 
-def fingerprint(pool: Pool) -> tuple[object, ...]:
+class ShownRun(NamedTuple):
+    """What is shown of a run of an engine; the defaults where there is none."""
+
+    engine_id: str = ""
+    pid: int = 0
+    port: int = 0
+    started: float | None = None
+    main_alive: bool = False
+    adopted: bool = False
+    ready_at: float | None = None
+    facts: EngineFacts = EngineFacts()
+    ready_usage: Usage | None = None
+
+
+_NO_RUN = ShownRun()
+
+
+class Fingerprint(NamedTuple):
+    """All that `view` is made of, so that what it does not hold can neither be shown nor make a new revision.
+
+    It counts the leases and does not hold them: thousands of revisions are kept.
+    """
+
+    pool_id: str
+    spec: PoolSpec
+    origin: Origin
+    generation: int
+    create_time: float
+    state: PoolState
+    reason: str
+    slots: int
+    leased: int
+    waiting: int
+    breaker: BreakerState
+    resume_at: float | None
+    restart_count: int
+    last_error: PoolError | None
+    deleting: bool
+    home: str
+    progress: int
+    run: ShownRun
+
+
+def fingerprint(pool: Pool) -> Fingerprint:
     """Equal for two pools that look the same from outside: what decides whether there is a new revision."""
-    engine = pool.engine
-    return (
-        pool.state, pool.reason, pool.spec, pool.generation, pool.leases.slots, len(pool.leases.live),
-        len(pool.leases.waiters), pool.policy.breaker_state, pool.resume_at, pool.restart_count, pool.last_error,
-        pool.deleting, pool.home and pool.home.engine_id, _progress(pool),
-        engine and (engine.pid, engine.port, engine.started, engine.main_alive, engine.facts, engine.ready_at),
+    run, leases = pool.engine, pool.leases
+    return Fingerprint(
+        pool.pool_id, pool.spec, pool.origin, pool.generation, pool.create_time, pool.state, pool.reason,
+        leases.slots, len(leases.live), len(leases.waiters), pool.policy.breaker_state, pool.resume_at,
+        pool.restart_count, pool.last_error, pool.deleting, pool.home.engine_id if pool.home else "", _progress(pool),
+        _NO_RUN if run is None else ShownRun(
+            run.engine_id, run.pid, run.port, run.started, run.main_alive, run.adopted, run.ready_at, run.facts,
+            run.ready_usage,
+        ),
     )  # fmt: skip
 
 
@@ -180,52 +226,38 @@ PHASES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _NoRun:
-    """What is shown of an engine while there is none."""
-
-    engine_id: str = ""
-    pid: int = 0
-    port: int = 0
-    started: float | None = None
-    ready_at: float | None = None
-    adopted: bool = False
-    facts: EngineFacts = field(default_factory=EngineFacts)
-    ready_usage: Usage | None = None
-
-
-def view(pool: Pool, revision: int, wall_offset: float) -> PoolView:
+def view(of: Fingerprint, revision: int, wall_offset: float) -> PoolView:
     """The pool as others see it. `wall_offset`: Unix time minus boot time, in seconds."""
-    run = pool.engine or _NoRun()
-    ready = pool.state is PoolState.READY and not pool.deleting
+    run = of.run
+    ready = of.state is PoolState.READY and not of.deleting
     measured = run.ready_at is not None and run.started is not None and not run.adopted
     return PoolView(
-        pool_id=pool.pool_id,
-        spec=pool.spec,
-        origin=pool.origin,
+        pool_id=of.pool_id,
+        spec=of.spec,
+        origin=of.origin,
         revision=revision,
-        generation=pool.generation,
-        state=pool.state,
-        state_reason=pool.reason,
-        live=pool.engine is not None and pool.engine.main_alive,
+        generation=of.generation,
+        state=of.state,
+        state_reason=of.reason,
+        live=run.main_alive,
         ready=ready,
-        draining=pool.state is PoolState.DRAINING,
-        slots_total=pool.leases.slots,
-        slots_free=pool.leases.free if ready else 0,
-        active_leases=len(pool.leases.live),
-        waiting=len(pool.leases.waiters),
-        engine_id=run.engine_id or (pool.home.engine_id if pool.home else ""),
+        draining=of.state is PoolState.DRAINING,
+        slots_total=of.slots,
+        slots_free=max(0, of.slots - of.leased) if ready else 0,
+        active_leases=of.leased,
+        waiting=of.waiting,
+        engine_id=run.engine_id or of.home,
         engine_version=run.facts.version,
-        endpoint=f"127.0.0.1:{run.port}" if run.port and serving(pool) else "",
+        endpoint=f"127.0.0.1:{run.port}" if run.port and of.state in _SERVING else "",
         pid=run.pid,
-        restart_count=pool.restart_count,
-        breaker_state=pool.policy.breaker_state,
-        backoff_until=_wall(pool.resume_at, wall_offset),
-        last_error=pool.last_error,
-        progress_phase=PHASES.get(pool.state, ""),
-        progress_message=pool.reason if pool.state in PHASES else "",
-        progress_bytes=_progress(pool),
-        create_time=pool.create_time,
+        restart_count=of.restart_count,
+        breaker_state=of.breaker,
+        backoff_until=_wall(of.resume_at, wall_offset),
+        last_error=of.last_error,
+        progress_phase=PHASES.get(of.state, ""),
+        progress_message=of.reason if of.state in PHASES else "",
+        progress_bytes=of.progress,
+        create_time=of.create_time,
         start_time=_wall(run.started, wall_offset),
         ready_time=_wall(run.ready_at, wall_offset),
         context_length=run.facts.context_length,

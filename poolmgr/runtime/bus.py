@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from poolmgr.core.messages import Note
-from poolmgr.core.state import Pool, view
+from poolmgr.core.state import Fingerprint, Pool, view
 from poolmgr.model.pool import PoolView
 
 CAPACITY = 8192
@@ -23,20 +23,20 @@ EPOCH_SHIFT = 40
 class PublishedPool:
     """A pool at one revision. The view is made on first use; `encoded` is the edge's, for what it sends."""
 
-    __slots__ = ("_offset", "_pool", "_view", "encoded", "pool_id", "revision")
+    __slots__ = ("_of", "_offset", "_view", "encoded", "pool_id", "revision")
 
-    def __init__(self, pool: Pool, revision: int, wall_offset: float) -> None:
-        self.pool_id = pool.pool_id
+    def __init__(self, of: Fingerprint, revision: int, wall_offset: float) -> None:
+        self.pool_id = of.pool_id
         self.revision = revision
         self.encoded: object = None
-        self._pool = pool
+        self._of = of
         self._offset = wall_offset
         self._view: PoolView | None = None
 
     @property
     def view(self) -> PoolView:
         if self._view is None:
-            self._view = view(self._pool, self.revision, self._offset)
+            self._view = view(self._of, self.revision, self._offset)
         return self._view
 
 
@@ -79,9 +79,9 @@ class Bus:
         """Of the last change."""
         return self._last
 
-    def publish(self, pool: Pool, wall_offset: float) -> PublishedPool:
-        published = PublishedPool(pool, self._last + 1, wall_offset)
-        self._append(Change(published.revision, pool.pool_id, published))
+    def publish(self, of: Fingerprint, wall_offset: float) -> PublishedPool:
+        published = PublishedPool(of, self._last + 1, wall_offset)
+        self._append(Change(published.revision, of.pool_id, published))
         return published
 
     def publish_deletion(self, pool_id: str) -> None:

@@ -30,7 +30,7 @@ from poolmgr.core.messages import (
     TreeEmpty,
 )
 from poolmgr.core.pool import engine_arguments
-from poolmgr.errors import ClientError, EnvironmentFault, InternalError
+from poolmgr.errors import ClientError, EnvironmentFault, InternalError, Reason
 from poolmgr.model.engine import EngineFacts, ExitRecord, LaunchSpec, ProbeOutcome, RecoveredEngine
 from poolmgr.model.pool import LOG_TAIL_CHARACTERS, LOG_TAIL_LINES, EngineName, PoolSpec, ProbeKind
 from poolmgr.ports import Clock, EngineKind, Ports, Probe, Rng, Runtime, Workers
@@ -238,7 +238,7 @@ class EngineHost:
             except ClientError as error:
                 refused = StartRefused(error.reason, error.message, permanent=True)
             except EnvironmentFault as error:
-                permanent = error.numbers.get("errno") in PERMANENT_ERRNO
+                permanent = error.reason is Reason.SPAWN_FAILED and error.numbers.get("errno") in PERMANENT_ERRNO
                 refused = StartRefused(error.reason, error.message, permanent)
             else:
                 link.begin(Spawned(engine_id, identity.pid, launch.port))

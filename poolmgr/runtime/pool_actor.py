@@ -35,6 +35,8 @@ from poolmgr.ports import Clock, Rng, Timer
 from poolmgr.runtime.bus import Bus, Noted, PublishedPool
 from poolmgr.runtime.host_counters import HostCounters
 
+_ANSWERS = (Lease, Refusal)  # a union written in the function would be made for each call
+
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
@@ -63,7 +65,7 @@ class PoolActor:
         self._answer: Lease | Refusal | LeaseEnded | None = None
         self._watching: list[tuple[Callable[[Pool], bool], asyncio.Future[None]]] = []
         self._fingerprint = fingerprint(pool)
-        self.published: PublishedPool = self._publish()
+        self.published: PublishedPool = self._publish(around.clock.wall() - around.clock.now())
 
     # In.
 
@@ -92,7 +94,7 @@ class PoolActor:
         """A slot, at once or after waiting in the queue. Cancelled while waiting, it leaves no lease behind."""
         self._answer = None
         self._apply(Acquire(ask))
-        if isinstance(self._answer, Lease | Refusal):
+        if isinstance(self._answer, _ANSWERS):
             return self._answer
         answer: asyncio.Future[Lease | Refusal] = asyncio.get_running_loop().create_future()
         self._asking[ask.lease_id] = answer
@@ -135,35 +137,32 @@ class PoolActor:
 
     def _apply(self, event: Event) -> None:
         around, clock = self._around, self._around.clock
-        now = clock.now()
-        moment = Moment(
-            now, clock.wall(), around.rng.random(), around.counters.next_fence, around.counters.host_restarts(now)
-        )
+        now, wall = clock.now(), clock.wall()
+        moment = Moment(now, wall, around.rng.random(), around.counters.next_fence, around.counters.host_restarts(now))
         self._busy = True
         try:
             pool, effects = step(self.pool, event, moment)
             self.pool = pool
-            self._publish_if_changed()
+            self._publish_if_changed(wall - now)
             for effect in effects:
                 self._perform(effect, now)
         finally:
             self._busy = False
             self._arm(now)  # whatever failed: a pool without its timer would sleep for ever
 
-    def _publish_if_changed(self) -> None:
+    def _publish_if_changed(self, wall_offset: float) -> None:
         current = fingerprint(self.pool)
         if current == self._fingerprint:
             return
         self._fingerprint = current
-        self.published = self._publish()
+        self.published = self._publish(wall_offset)
         if self._watching:
             for reached, future in self._watching:
                 if reached(self.pool):
                     _resolve(future)
 
-    def _publish(self) -> PublishedPool:
-        clock = self._around.clock
-        return self._around.bus.publish(self.pool, clock.wall() - clock.now())
+    def _publish(self, wall_offset: float) -> PublishedPool:
+        return self._around.bus.publish(self._fingerprint, wall_offset)
 
     def _perform(self, effect: Effect, now: float) -> None:
         match effect:

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from poolmgr.errors import EnvironmentFault, Reason
+from poolmgr.errors import EnvironmentFault, InternalError
 from poolmgr.model.engine import (
     Diagnosis,
     EngineFacts,
@@ -60,11 +60,6 @@ class FakeClock:
         timer = FakeTimer(when, next(self._serials), callback)
         heapq.heappush(self._timers, timer)
         return timer
-
-    async def sleep_until(self, when: float) -> None:
-        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.call_at(when, lambda: None if woken.done() else woken.set_result(None))
-        await woken
 
     async def advance(self, seconds: float) -> None:
         """Lets `seconds` pass; tasks run whenever a timer has fired, until they all wait again."""
@@ -206,9 +201,7 @@ class ScriptedRuntime:
         await asyncio.sleep(0)
         if self.refuse is not None:
             raise self.refuse
-        before = self.engines.get(launch.engine_id)
-        if before is not None and before.tree_alive:
-            raise EnvironmentFault(Reason.SPAWN_FAILED, f"engine {launch.engine_id} still runs")
+        self._require_empty(launch.engine_id)
         self.starts.append(launch)
         pid = next(self._pids)
         self.engines[launch.engine_id] = FakeEngine(launch, pid, listener)
@@ -238,11 +231,20 @@ class ScriptedRuntime:
             asyncio.get_running_loop().call_soon(self.end, engine_id, ExitRecord(signal=9, source="shim"))
 
     async def rest(self, engine_id: str) -> None:
+        self._require_empty(engine_id)
         self.rested.append(engine_id)
 
     async def remove(self, engine_id: str) -> None:
+        self._require_empty(engine_id)
         self.removed.append(engine_id)
         self.engines.pop(engine_id, None)
+
+    def _require_empty(self, engine_id: str) -> None:
+        """Also of what was found and not attached to."""
+        engine = self.engines.get(engine_id)
+        found = (f.survivors for f in self.found if f.engine_id == engine_id)
+        if any(found) if engine is None else engine.tree_alive:
+            raise InternalError(f"engine {engine_id} still has processes")
 
     async def recover(self) -> Sequence[RecoveredEngine]:
         return self.found
@@ -254,16 +256,16 @@ class ScriptedRuntime:
         pid = found.identity.pid if found.identity else 0
         self.engines[engine_id] = FakeEngine(launch, pid, listener, alive, alive or found.survivors)
         if not alive:
-            asyncio.get_running_loop().call_soon(listener.exited, found.exit or ExitRecord())
+            loop = asyncio.get_running_loop()
+            loop.call_soon(listener.exited, found.exit or ExitRecord())
+            if not found.survivors:
+                loop.call_soon(listener.tree_empty)
 
     def usage(self, engine_id: str) -> Usage:
         return self.used
 
     def owner_of_port(self, engine_id: str, port: int) -> bool | None:
         return self.owned
-
-    def log_path(self, engine_id: str) -> str:
-        return f"/nowhere/{engine_id}/log"
 
     def log_tail(self, engine_id: str, lines: int) -> tuple[str, ...]:
         return ("last line",)[:lines]

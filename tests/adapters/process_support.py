@@ -74,6 +74,10 @@ async def lines_of(runtime: ProcessRuntime, engine_id: str, count: int) -> list[
     return seen[:count]
 
 
+def log_path(runtime: ProcessRuntime, spec: LaunchSpec) -> str:
+    return str(Path(runtime.directory(spec.engine_id), "log"))
+
+
 def record(runtime: ProcessRuntime, engine_id: str, name: str) -> dict:
     return records.read(str(Path(runtime.directory(engine_id), name)))
 

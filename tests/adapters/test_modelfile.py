@@ -3,13 +3,15 @@
 import hashlib
 import os
 import struct
+from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
 
 from poolmgr.adapters.engines import modelfile
 from poolmgr.adapters.engines.modelfile import ModelFiles
-from poolmgr.errors import ClientError, Reason
+from poolmgr.errors import ClientError, EnvironmentFault, Reason
 
 pytestmark = pytest.mark.behaviour("PRE-1", "PRE-6")
 
@@ -94,13 +96,13 @@ def test_the_digest_is_compared_when_one_is_given(tmp_path: Path) -> None:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that were read to be digested, in order."""
     read: list[str] = []
-    real = hashlib.file_digest
+    real = modelfile._sha256
 
-    def spy(file: object, algorithm: str) -> object:
-        read.append(file.name)  # type: ignore[attr-defined]
-        return real(file, algorithm)  # type: ignore[arg-type]
+    def spy(path: str, file: BufferedReader, stopped: Callable[[], bool]) -> str:
+        read.append(path)
+        return real(path, file, stopped)
 
-    monkeypatch.setattr(modelfile.hashlib, "file_digest", spy)
+    monkeypatch.setattr(modelfile, "_sha256", spy)
     return read
 
 
@@ -125,3 +127,21 @@ def test_only_the_digests_of_the_last_64_files_are_kept(tmp_path: Path, hashed: 
     assert len(hashed) == 65
     files.check(paths[0], digest(GOOD))
     assert len(hashed) == 66
+
+
+def test_a_digest_is_given_up_at_the_next_chunk_and_not_remembered(tmp_path: Path) -> None:
+    content = GOOD + bytes(3 * modelfile.CHUNK_BYTES)
+    path = written(tmp_path / "m", content)
+    asked: list[int] = []
+
+    def stopped() -> bool:
+        asked.append(1)
+        return len(asked) == 2
+
+    files = ModelFiles(stopped)
+    with pytest.raises(EnvironmentFault) as given_up:
+        files.check(str(path), digest(content))
+    assert given_up.value.reason is Reason.SHUTTING_DOWN
+    assert len(asked) == 2
+    files.check(str(path), digest(content))
+    assert len(asked) == 2 + 4

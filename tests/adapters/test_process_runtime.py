@@ -13,7 +13,20 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from process_support import IDLE, Recorder, gone, launch, lines_of, open_fds, record, running, runtime, script, shim_pid
+from process_support import (
+    IDLE,
+    Recorder,
+    gone,
+    launch,
+    lines_of,
+    log_path,
+    open_fds,
+    record,
+    running,
+    runtime,
+    script,
+    shim_pid,
+)
 
 from poolmgr.adapters.runtimes import procfs
 from poolmgr.adapters.runtimes.cgroup import Hierarchy
@@ -67,7 +80,7 @@ async def test_the_environment_is_the_given_one_and_the_engine_id(host):
     spec = launch("/bin/cat", "/proc/self/environ", env={"ONE": "1", "CUDA_VISIBLE_DEVICES": ""})
     _, ears = await started(host, spec)
     await ears.end()
-    text = Path(host.log_path(spec.engine_id)).read_text()
+    text = Path(log_path(host, spec)).read_text()
     assert sorted(text.strip("\0").split("\0")) == sorted(
         ["ONE=1", "CUDA_VISIBLE_DEVICES=", f"POOLMGR_ENGINE_ID={spec.engine_id}"]
     )
@@ -93,7 +106,7 @@ async def test_an_engine_has_its_own_session_no_stdin_and_no_descriptor_but_its_
     )
     _, ears = await started(host, spec)
     await ears.end()
-    directory, log = host.directory(spec.engine_id), host.log_path(spec.engine_id)
+    directory, log = host.directory(spec.engine_id), log_path(host, spec)
     assert host.log_tail(spec.engine_id, 10) == (f"True {directory}/work", "/dev/null", log, log)
 
 
@@ -425,7 +438,7 @@ async def test_nothing_is_left_open_after_an_engine_is_removed(host):
     await host.remove(spec.engine_id)
     assert open_fds() == before
     with pytest.raises(KeyError):
-        host.log_path(spec.engine_id)
+        log_path(host, spec)
 
 
 @pytest.mark.behaviour("PROC-1")
@@ -440,7 +453,7 @@ async def test_a_log_is_bounded_and_no_line_is_lost(host, tmp_path):
         log_limit_bytes=128 * 1024,
     )
     _, ears = await started(host, spec)
-    old, log = Path(host.directory(spec.engine_id), "log.1"), Path(host.log_path(spec.engine_id))
+    old, log = Path(host.directory(spec.engine_id), "log.1"), Path(log_path(host, spec))
     seen: list[int] = []
     cuts: set[tuple[int, int]] = set()
     written = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ import pytest_asyncio
 
 from poolmgr.adapters.runtimes.process import PROCESS_GROUP, ProcessRuntime
 from poolmgr.adapters.system import ThreadWorkers
-from poolmgr.errors import PoolmgrError
-from poolmgr.model.engine import ExitRecord, LaunchSpec
+from poolmgr.errors import InternalError
+from poolmgr.model.engine import ExitRecord, LaunchSpec, ProcessIdentity, RecoveredEngine, RecoveryState
 from poolmgr.ports import Runtime
 from poolmgr.testing.fakes import ScriptedRuntime
 
@@ -45,17 +46,45 @@ class Heard:
 class Rig:
     runtime: Runtime
     sigkill: Callable[[str, int], None]  # (engine id, pid): ends the main process from outside
+    fake: ScriptedRuntime | None = None
+
+    async def start_one_that_leaves_a_child(self, spec: LaunchSpec, heard: Heard) -> ProcessIdentity:
+        """Its main process has ended on return, and something of its tree is left."""
+        identity = await self.runtime.start(spec, heard)
+        if self.fake is not None:
+            self.fake.end(spec.engine_id, ExitRecord(exit_code=3, source="shim"), empty=False)
+        assert await heard.next() == "exited"
+        return identity
+
+    async def next_daemon(self, spec: LaunchSpec) -> RecoveredEngine:
+        """Another daemon begins: what it finds of the only engine."""
+        if self.fake is not None:
+            engine = self.fake.engines.pop(spec.engine_id)
+            known = RecoveredEngine(
+                spec.engine_id, spec.pool_id, spec.generation, RecoveryState.DEAD, 0,
+                exit=ExitRecord(exit_code=3, source="shim"), survivors=engine.tree_alive,
+            )  # fmt: skip
+            self.fake.found = [known]
+        await self.runtime.close()
+        (found,) = await self.runtime.recover()
+        return found
 
 
-def launch() -> LaunchSpec:
-    return LaunchSpec(uuid.uuid4().hex, "pool", 1, ("/bin/sleep", "1000"), {"A": "1"})
+def launch(*argv: str) -> LaunchSpec:
+    return LaunchSpec(uuid.uuid4().hex, "pool", 1, argv or ("/bin/sleep", "1000"), {"A": "1"})
+
+
+def launch_with_child() -> LaunchSpec:
+    """Its child goes into a session of its own."""
+    text = "import os, signal\nif os.fork() == 0:\n    os.setsid()\n    signal.pause()\nos._exit(3)"
+    return launch(sys.executable, "-I", "-S", "-c", text)
 
 
 @pytest_asyncio.fixture(params=[pytest.param("cgroup", marks=pytest.mark.needs_root), "process-group", "scripted"])
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Rig]:
     if request.param == "scripted":
         fake = ScriptedRuntime()
-        yield Rig(fake, lambda engine_id, pid: fake.end(engine_id, ExitRecord(signal=9, source="shim")))
+        yield Rig(fake, lambda engine_id, pid: fake.end(engine_id, ExitRecord(signal=9, source="shim")), fake)
         return
     workers = ThreadWorkers("test", 2)
     containment = PROCESS_GROUP if request.param == "process-group" else None
@@ -113,7 +142,7 @@ async def test_killing_what_has_ended_changes_nothing(rig: Rig) -> None:
 async def test_a_second_start_of_a_running_engine_is_refused(rig: Rig) -> None:
     spec, heard = launch(), Heard()
     await rig.runtime.start(spec, heard)
-    with pytest.raises(PoolmgrError):
+    with pytest.raises(InternalError):
         await rig.runtime.start(spec, Heard())
     assert heard.told.empty()
     await ended(rig, spec, heard)
@@ -134,3 +163,46 @@ async def test_an_engine_that_rested_can_start_again(rig: Rig) -> None:
     again = Heard()
     await rig.runtime.start(spec, again)
     await ended(rig, spec, again)
+
+
+@pytest.mark.behaviour("PROC-3")
+async def test_nothing_is_started_rested_or_removed_over_processes_that_are_left(rig: Rig) -> None:
+    spec, heard = launch_with_child(), Heard()
+    await rig.start_one_that_leaves_a_child(spec, heard)
+    with pytest.raises(InternalError):
+        await rig.runtime.start(spec, Heard())
+    with pytest.raises(InternalError):
+        await rig.runtime.rest(spec.engine_id)
+    with pytest.raises(InternalError):
+        await rig.runtime.remove(spec.engine_id)
+    rig.runtime.kill_tree(spec.engine_id)
+    assert await heard.next() == "tree_empty"
+    assert heard.told.empty()
+    await rig.runtime.remove(spec.engine_id)
+
+
+@pytest.mark.behaviour("PROC-3", "PROC-6")
+async def test_the_next_daemon_hears_of_survivors_and_can_end_them(rig: Rig) -> None:
+    spec = launch_with_child()
+    await rig.start_one_that_leaves_a_child(spec, Heard())
+    found = await rig.next_daemon(spec)
+    assert (found.state, found.survivors) == (RecoveryState.DEAD, True)
+    with pytest.raises(InternalError):
+        await rig.runtime.remove(spec.engine_id)
+    heard = Heard()
+    rig.runtime.attach(spec.engine_id, heard)
+    rig.runtime.kill_tree(spec.engine_id)
+    assert [await heard.next(), await heard.next()] == ["exited", "tree_empty"]
+    assert heard.records[0].exit_code == 3
+    await rig.runtime.remove(spec.engine_id)
+
+
+@pytest.mark.behaviour("PROC-6")
+async def test_the_next_daemon_finds_no_survivors_of_a_tree_that_is_empty(rig: Rig) -> None:
+    spec, heard = launch_with_child(), Heard()
+    await rig.start_one_that_leaves_a_child(spec, heard)
+    rig.runtime.kill_tree(spec.engine_id)
+    assert await heard.next() == "tree_empty"
+    found = await rig.next_daemon(spec)
+    assert (found.state, found.survivors) == (RecoveryState.DEAD, False)
+    await rig.runtime.remove(spec.engine_id)

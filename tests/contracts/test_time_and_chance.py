@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
@@ -48,7 +49,6 @@ async def test_a_timer_fires_in_order_and_never_early(timed: TimedClock) -> None
     start = timed.clock.now()
     timed.clock.call_at(start + 0.04, lambda: fired.append(("late", timed.clock.now())))
     timed.clock.call_at(start + 0.02, lambda: fired.append(("soon", timed.clock.now())))
-    await timed.clock.sleep_until(start) if isinstance(timed.clock, SystemClock) else None
     await timed.pass_time(0.06)
     assert [name for name, _ in fired] == ["soon", "late"]
     assert fired[0][1] >= start + 0.02 - 0.001
@@ -94,8 +94,23 @@ async def test_work_gives_its_result_and_its_error(workers: Workers) -> None:
 
 
 async def test_work_runs_beside_the_loop_and_not_in_it() -> None:
-    import threading
-
     threads = ThreadWorkers("named", 1)
     assert (await threads.run(lambda: threading.current_thread().name)).startswith("named")
     threads.close()
+
+
+async def test_closing_asks_long_work_to_end_and_drops_what_has_not_begun() -> None:
+    threads = ThreadWorkers("closing", 1)
+    loop, begun = asyncio.get_running_loop(), asyncio.Event()
+
+    def long_work() -> bool:
+        loop.call_soon_threadsafe(begun.set)
+        return threads.stopping.wait(10)
+
+    async with asyncio.TaskGroup() as group:
+        long = group.create_task(threads.run(long_work))
+        queued = group.create_task(threads.run(int))
+        await begun.wait()
+        threads.close()
+    assert await long
+    assert queued.cancelled()

@@ -113,7 +113,7 @@ def test_a_death_and_a_found_directory_change_the_fingerprint_as_they_change_the
     driver.do(Stop())
     before = driver.pool
     driver.do(Exited(ENGINE, EXIT_0))
-    assert view(before, 1, 0.0) != view(driver.pool, 1, 0.0)
+    assert view(fingerprint(before), 1, 0.0) != view(fingerprint(driver.pool), 1, 0.0)
     assert fingerprint(before) != fingerprint(driver.pool)
     found = Driver()
     before = found.pool

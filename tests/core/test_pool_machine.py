@@ -288,8 +288,12 @@ def one_more_free(table: LeaseTable) -> int:
     return max(0, table.slots + 1 - len(table.live))
 
 
+FINGERPRINT = state_module.fingerprint
+
+
 def blind_to_death(pool):
-    return (pool.state, pool.reason, pool.spec, pool.generation, len(pool.leases.live), pool.engine is None)
+    seen = FINGERPRINT(pool)
+    return seen._replace(run=seen.run._replace(main_alive=pool.engine is not None))
 
 
 def believes_any_answer(turn, fact):

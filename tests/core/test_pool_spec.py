@@ -19,7 +19,7 @@ from poolmgr.core.messages import (
     Terminate,
     Undrain,
 )
-from poolmgr.core.state import view
+from poolmgr.core.state import fingerprint, view
 from poolmgr.errors import ClientError
 from poolmgr.model.pool import PoolState, SupervisionOverrides
 from tests.core.helpers import (
@@ -188,7 +188,7 @@ def test_an_adopted_engine_becomes_ready_with_its_port_and_counts_no_restart():
     driver.do(Adopted(ENGINE, 77, 8123))
     assert driver.state is S.STARTING
     effects = driver.answer(OK)
-    shown = view(driver.pool, 1, 0.0)
+    shown = view(fingerprint(driver.pool), 1, 0.0)
     assert (shown.state, shown.pid, shown.endpoint, shown.restart_count) == (S.READY, 77, "127.0.0.1:8123", 0)
     assert shown.load_time is None, "nobody saw it load"
     assert not of(CountRestart, effects) + of(Start, effects)

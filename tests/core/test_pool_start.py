@@ -18,7 +18,7 @@ from poolmgr.core.messages import (
     TreeEmpty,
 )
 from poolmgr.core.settle import next_deadline
-from poolmgr.core.state import view
+from poolmgr.core.state import fingerprint, view
 from poolmgr.errors import Reason
 from poolmgr.model.engine import CrashCause, EngineFacts, Usage
 from poolmgr.model.pool import PoolState, ProbeSpec, RestartMode, SupervisionOverrides
@@ -52,7 +52,7 @@ def test_a_start_goes_from_spawn_over_probe_to_ready_and_publishes_what_the_engi
     assert only(RunProbe, driver.spawn()).readiness
     driver.now += 4.0
     told = driver.answer(OK, facts=EngineFacts("b123", 2, 4096, "tiny"), owned=True)
-    shown = view(driver.pool, 7, 0.0)
+    shown = view(fingerprint(driver.pool), 7, 0.0)
     assert (shown.state, shown.ready, shown.slots_total, shown.slots_free) == (S.READY, True, 2, 2)
     assert (shown.engine_version, shown.context_length, shown.endpoint) == ("b123", 4096, "127.0.0.1:8000")
     assert shown.load_time == 4.0
@@ -66,7 +66,7 @@ def test_a_closed_gate_parks_for_good_or_backs_off_and_says_why(permanent, state
     effects = driver.do(StartRefused("MODEL_NOT_FOUND", "no file /m.gguf", permanent))
     assert driver.state is state
     assert driver.pool.last_error.reason == "MODEL_NOT_FOUND"
-    assert "no file /m.gguf" in view(driver.pool, 1, 0.0).last_error.message
+    assert "no file /m.gguf" in view(fingerprint(driver.pool), 1, 0.0).last_error.message
     assert bool(of(CountRestart, effects)) is not permanent
     assert bool(of(Start, driver.pass_time(1e5))) is not permanent
 

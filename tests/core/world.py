@@ -235,12 +235,22 @@ class World:
             moved = [e for e in effects if isinstance(e, Note) and e.name is NoteName.POOL_TRANSITION]
             assert moved, "a transition without an event"
             assert moved[-1].fields["new_state"] == pool.state
-        self.check_looks(before)
+        self.check_looks()
 
-    def check_looks(self, before: Any) -> None:
-        """Pools of equal fingerprint look the same to a watcher."""
-        if state_module.fingerprint(before) == state_module.fingerprint(self.pool):
-            assert state_module.view(before, 0, 0.0) == state_module.view(self.pool, 0, 0.0)
+    def check_looks(self) -> None:
+        """A watcher is shown the pool as it is."""
+        pool, shown = self.pool, state_module.view(state_module.fingerprint(self.pool), 0, 0.0)
+        run, held = pool.engine, pool.leases
+        for name in ("pool_id", "spec", "origin", "generation", "state", "create_time", "restart_count", "last_error"):
+            assert getattr(shown, name) == getattr(pool, name), name
+        assert (shown.state_reason, shown.backoff_until) == (pool.reason, pool.resume_at)
+        assert (shown.slots_total, shown.active_leases) == (held.slots, len(held.live))
+        assert shown.waiting == len(held.waiters)
+        assert shown.slots_free == (held.free if pool.state is S.READY and not pool.deleting else 0)
+        assert shown.live == (run is not None and run.main_alive), "a death is not seen"
+        assert shown.pid == (run.pid if run else 0)
+        assert shown.ready_time == (run.ready_at if run else None)
+        assert shown.breaker_state == pool.policy.breaker_state
 
     def check_world(self) -> None:
         state, engine = self.state, self.engine

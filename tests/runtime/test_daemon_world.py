@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import NoReturn
@@ -629,3 +630,23 @@ async def test_an_engine_that_was_launched_for_another_spec_is_replaced_and_no_o
     await world.clock.advance(0.1)
     assert world.runtime.terminated == ([] if stays else ["1bbb"])
     await world.close()
+
+
+def held_by(root: object) -> list[object]:
+    """Everything that `root` keeps alive, less what belongs to modules."""
+    found, ahead = {id(root): root}, [root]
+    while ahead:
+        new = [o for o in gc.get_referents(*ahead) if id(o) not in found and not isinstance(o, type)]
+        found.update((id(o), o) for o in new)
+        ahead = list({id(o): o for o in new}.values())
+    return list(found.values())
+
+
+async def test_a_kept_revision_counts_the_leases_and_holds_none(world):
+    await world.ready_pool(slots=3)
+    lease = await world.facade.acquire("a", world.ask())
+    published = world.facade.pool("a")
+    assert any(thing is lease for thing in held_by(world.supervisor.actor("a").pool)), "the search finds a lease"
+    assert not any(isinstance(thing, Lease) for thing in held_by(published))
+    assert world.facade.release(lease.lease_id, lease.token) is LeaseOutcome.RELEASED
+    assert (published.view.slots_free, published.view.active_leases) == (2, 1), "as it was then"

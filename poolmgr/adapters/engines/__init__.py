@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from poolmgr.adapters.engines.command import CommandEngine
 from poolmgr.adapters.engines.llamacpp import GetJson, LlamaCppEngine
@@ -10,7 +10,10 @@ from poolmgr.model.pool import EngineName
 from poolmgr.ports import EngineKind
 
 
-def default_kinds(get_json: GetJson) -> Mapping[EngineName, EngineKind]:
-    """Every kind there is, by name. `get_json(host, port, path, timeout)` reads a document of a ready engine."""
-    kinds: tuple[EngineKind, ...] = (CommandEngine(), LlamaCppEngine(get_json))
+def default_kinds(get_json: GetJson, stopped: Callable[[], bool] = lambda: False) -> Mapping[EngineName, EngineKind]:
+    """Every kind there is, by name. `get_json(host, port, path, timeout)` reads a document of a ready engine.
+
+    `stopped`: whether a check that takes long is to be given up.
+    """
+    kinds: tuple[EngineKind, ...] = (CommandEngine(), LlamaCppEngine(get_json, stopped))
     return {kind.name: kind for kind in kinds}

@@ -78,11 +78,14 @@ PATTERNS = (
 
 
 class LlamaCppEngine:
-    """Implements `ports.EngineKind`. `get_json` asks an engine for a document; EnvironmentFault when it cannot."""
+    """Implements `ports.EngineKind`. `get_json` asks an engine for a document; EnvironmentFault when it cannot.
 
-    def __init__(self, get_json: GetJson) -> None:
+    `stopped`: whether hashing a model is to be given up.
+    """
+
+    def __init__(self, get_json: GetJson, stopped: Callable[[], bool] = lambda: False) -> None:
         self._get_json = get_json
-        self._models = ModelFiles()
+        self._models = ModelFiles(stopped)
 
     @property
     def name(self) -> EngineName:

@@ -6,11 +6,12 @@ import hashlib
 import os
 import stat
 import struct
+from collections.abc import Callable
 from io import BufferedReader
 from threading import Lock
 
 from poolmgr.adapters.engines.common import refuse
-from poolmgr.errors import ClientError, Reason
+from poolmgr.errors import ClientError, EnvironmentFault, Reason
 
 # The GGUF specification (ggml/docs/gguf.md): magic, version, tensor count, metadata count, all little-endian.
 HEADER = struct.Struct("<4sIQQ")
@@ -22,6 +23,7 @@ MIN_TENSOR_BYTES = 33
 MIN_METADATA_BYTES = 14
 DIGEST_PREFIX = "sha256:"
 CACHED_DIGESTS = 64
+CHUNK_BYTES = 4 * 1024 * 1024  # some milliseconds of reading and hashing
 
 FileKey = tuple[str, int, int, int]
 
@@ -29,15 +31,20 @@ FileKey = tuple[str, int, int, int]
 class ModelFiles:
     """Checks model files, and remembers the digests of the last 64 by path, size, mtime and inode.
 
-    Blocking: a digest reads the whole file. May be called from several threads.
+    Blocking: a digest reads the whole file, minutes for a large model, unless `stopped` says to give up. May be called
+    from several threads.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        self._stopped = stopped
         self._digests: dict[FileKey, str] = {}
         self._lock = Lock()
 
     def check(self, path: str, digest: str) -> None:
-        """ClientError MODEL_NOT_FOUND, MODEL_INVALID or MODEL_DIGEST_MISMATCH; an empty `digest` is not compared."""
+        """ClientError MODEL_NOT_FOUND, MODEL_INVALID or MODEL_DIGEST_MISMATCH; an empty `digest` is not compared.
+
+        EnvironmentFault SHUTTING_DOWN when it was stopped in the middle.
+        """
         # Looked at before it is opened: opening a FIFO would wait for its writer.
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
@@ -56,7 +63,7 @@ class ModelFiles:
             actual = self._digests.get(before)
         if actual is None:
             file.seek(0)
-            actual = DIGEST_PREFIX + hashlib.file_digest(file, "sha256").hexdigest()
+            actual = DIGEST_PREFIX + _sha256(path, file, self._stopped)
             if _key(path, file) == before:
                 self._remember(before, actual)
         if actual != digest.lower():
@@ -74,6 +81,15 @@ class ModelFiles:
             self._digests[key] = digest
             while len(self._digests) > CACHED_DIGESTS:
                 del self._digests[next(iter(self._digests))]
+
+
+def _sha256(path: str, file: BufferedReader, stopped: Callable[[], bool]) -> str:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
+    while count := file.readinto(buffer):
+        if stopped():
+            raise EnvironmentFault(Reason.SHUTTING_DOWN, f"{path}: its digest was not finished, the daemon is stopping")
+        digest.update(buffer[:count])
+    return digest.hexdigest()
 
 
 def _key(path: str, file: BufferedReader) -> FileKey:

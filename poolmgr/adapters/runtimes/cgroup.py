@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from poolmgr.adapters.shim import linux
@@ -55,6 +57,16 @@ class Hierarchy:
         return place if (place / "cgroup.kill").exists() else None
 
 
+@contextmanager
+def _unless_removed() -> Iterator[None]:
+    """Passes over a cgroup that is not there, or goes while one of its files is open (ENODEV)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
+
+
 class Leaf:
     """One engine's cgroup. A leaf that is not there is empty.
 
@@ -73,26 +85,25 @@ class Leaf:
 
     def populated(self) -> bool:
         """Whether a live process is in it or below; zombies do not count."""
-        try:
+        with _unless_removed():
             return "populated 1" in (self.path / "cgroup.events").read_text()
-        except FileNotFoundError:
-            return False
+        return False
 
     def open_events(self) -> int | None:
         """A descriptor of `cgroup.events`, for POLLPRI."""
-        with suppress(FileNotFoundError):
+        with _unless_removed():
             return os.open(self.path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
         return None
 
     def kill(self) -> None:
         """SIGKILL to everything in it and below, forks in flight included."""
-        with suppress(FileNotFoundError):
+        with _unless_removed():
             (self.path / "cgroup.kill").write_text("1")
 
     def pids(self) -> list[int]:
         found: list[int] = []
         for directory, _, _ in os.walk(self.path):
-            with suppress(FileNotFoundError):
+            with _unless_removed():
                 found += map(int, Path(directory, "cgroup.procs").read_text().split())
         return found
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from poolmgr.adapters.shim import records, wire
+from poolmgr.adapters.shim import procfs, records, wire
 from poolmgr.model.engine import ExitRecord, LaunchSpec, ProcessIdentity
 
 TAIL_BYTES = 64 * 1024
@@ -56,8 +56,18 @@ class EngineDirectory:
         except (OSError, ValueError, KeyError):
             return None
 
+    def shim(self) -> ProcessIdentity | None:
+        """Who wrote `ident`; None when nobody did in this boot, or it cannot be read."""
+        try:
+            ident = self.read(wire.IDENT)
+            if ident is None or ident["boot_id"] != procfs.boot_id():
+                return None
+            return ProcessIdentity(ident["boot_id"], ident["shim_pid"], ident["shim_start_ticks"])
+        except (OSError, ValueError, KeyError):
+            return None
+
     def tail(self, lines: int) -> tuple[str, ...]:
-        """The last lines, out of the last 64 KiB; none when there is no log yet."""
+        """The last lines, out of the last 64 KiB; none when there is no log yet. A log that cannot be read says why."""
         try:
             with self.log.open("rb") as file:
                 start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
@@ -65,6 +75,8 @@ class EngineDirectory:
                 found = file.read(TAIL_BYTES).decode(errors="replace").splitlines()
         except FileNotFoundError:
             return ()
+        except OSError as error:
+            found, start = [f"(the log cannot be read: {error.strerror})"], 0
         if start and len(found) > 1:
             del found[0]  # begins before what was read
         return tuple(found[-lines:]) if lines > 0 else ()
@@ -107,10 +119,18 @@ class EngineDirectory:
         connection.close()
         return None
 
+    def hide_socket(self) -> None:
+        """Whoever listens on it is reached by nobody any more. Raises OSError."""
+        (self.path / wire.SOCK).unlink(missing_ok=True)
+
     def remove(self) -> None:
-        """Raises OSError."""
+        """Also what the engine left without a permission to remove it. Raises OSError."""
         if self.path.exists():
-            shutil.rmtree(self.path)
+            try:
+                shutil.rmtree(self.path)
+            except PermissionError:
+                _open_up(self.path)
+                shutil.rmtree(self.path)
             _sync(self.path.parent)
 
 
@@ -160,6 +180,14 @@ def _is_of(record: Mapping[str, object], identity: ProcessIdentity) -> bool:
         identity.pid,
         identity.start_ticks,
     )
+
+
+def _open_up(directory: str | Path) -> None:
+    os.chmod(directory, 0o700)
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _open_up(entry.path)
 
 
 def _sync(directory: Path) -> None:

@@ -92,17 +92,14 @@ class Life:
         """The ways of PROC-6, surest first."""
         record = self._known or self._directory.exit_of(self.identity)
         if record is None and self._pidfd is not None:
-            record = (
-                procfs.cause_by_wait(self._pidfd)
-                or procfs.cause_of_zombie(self.identity)
-                or procfs.cause_by_pidfd(self._pidfd)
-            )
+            record = _cause(self.identity, self._pidfd)
         if record is not None or self._pidfd is None:
             self._end(record or ExitRecord())
             return
         # A zombie that we may not look at: its exit status comes with its reap, which a pidfd shows as a hang-up.
-        self._watches.append(Watch(self._loop, self._pidfd, 0, self._end_if_unknown))
         self._timer = self._loop.call_later(_CAUSE_SECONDS, self._end_if_unknown)
+        with suppress(OSError):  # EMFILE: the timer asks too
+            self._watches.append(Watch(self._loop, self._pidfd, 0, self._end_if_unknown))
 
     def _end_if_unknown(self) -> None:
         if not self._ended:
@@ -138,3 +135,11 @@ class Life:
         self.gone = True
         self._settle()
         self._listener.tree_empty()
+
+
+def _cause(identity: ProcessIdentity, pidfd: int) -> ExitRecord | None:
+    record = procfs.cause_by_wait(pidfd)
+    if record is None:
+        with suppress(OSError):  # EMFILE: the pidfd may tell
+            record = procfs.cause_of_zombie(identity)
+    return record or procfs.cause_by_pidfd(pidfd)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from poolmgr.adapters.runtimes.cgroup import Hierarchy, Leaf
 from poolmgr.adapters.runtimes.engine import Engine
 from poolmgr.adapters.runtimes.enginedir import EngineDirectory
+from poolmgr.adapters.runtimes.faults import state_faults
 from poolmgr.adapters.runtimes.follow import follow
 from poolmgr.adapters.runtimes.recovery import Found, examine
 from poolmgr.adapters.runtimes.tree import Tree
@@ -17,13 +20,16 @@ from poolmgr.ports import EngineListener, Workers
 
 CGROUP, PROCESS_GROUP = "cgroup", "process-group"
 
+_ENGINE_ID = re.compile("[0-9a-f]{32}")
+
 
 class ProcessRuntime:
     """One directory per engine under `<state_dir>/engines`; one cgroup v2 leaf per engine where the host allows it.
 
     `listener_inodes`: inodes of the sockets that listen on a TCP port of the loopback or of every address.
     `containment`: one of the two, for a host that is not to be asked. `log_check_seconds`: how often a shim looks
-    whether its log has outgrown the limit. Raises OSError when the directory cannot be made.
+    whether its log has outgrown the limit. `patience`: how many seconds a shim may take to answer and to leave before
+    it counts as hung, and is killed. Raises EnvironmentFault(STATE_DIR) when the directory cannot be made.
     """
 
     def __init__(
@@ -34,12 +40,15 @@ class ProcessRuntime:
         listener_inodes: Callable[[int], Collection[int]],
         containment: str | None = None,
         log_check_seconds: float = 5.0,
+        patience: float = 5.0,
     ) -> None:
         self._directory = state_dir.absolute() / "engines"
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with state_faults(self._directory):
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._workers = workers
         self._listener_inodes = listener_inodes
         self._log_check_seconds = log_check_seconds
+        self._patience = patience
         self._hierarchy = Hierarchy.find()
         self._place: Path | None = None
         if self._hierarchy is not None and containment != PROCESS_GROUP:
@@ -74,14 +83,15 @@ class ProcessRuntime:
             self._found.pop(engine_id, None)
 
     async def recover(self) -> Sequence[RecoveredEngine]:
-        found = await self._workers.run(self._examine_all)
+        with state_faults(self._directory):
+            found = await self._workers.run(self._examine_all)
         for one in found:
-            dead = one.engine.state is RecoveryState.DEAD
             leaf = None if one.leaf is None else Leaf(one.leaf)
-            if dead and (leaf is None or not leaf.populated()):
+            if one.engine.state is RecoveryState.DEAD and not one.engine.survivors:
                 # Nothing is left of it: another start writes `spec` again, and goes where leaves go now.
                 if leaf is not None:
-                    leaf.remove()
+                    with suppress(OSError):  # not worth a daemon's start: if it is in the way, the engine's will say so
+                        leaf.remove()
                 self._new(one.engine.engine_id, self._leaf(one.engine.engine_id), None)
             else:
                 self._new(one.engine.engine_id, leaf, one.launch)
@@ -90,20 +100,22 @@ class ProcessRuntime:
 
     def attach(self, engine_id: str, listener: EngineListener) -> None:
         """Also for one that is DEAD: the listener hears how it ended, and when the last of its processes has gone."""
-        found = self._found.pop(engine_id)
+        found = self._found[engine_id]
         if found.identity is None or found.engine.state is RecoveryState.IN_DOUBT:
             raise InternalError(f"engine {engine_id} has no run that could be watched: {found.engine.detail}")
         self._engines[engine_id].attach(found.identity, listener, found.engine.exit)
+        del self._found[engine_id]
 
     def usage(self, engine_id: str) -> Usage:
         return self._engines[engine_id].usage()
 
     def owner_of_port(self, engine_id: str, port: int) -> bool | None:
-        engine, inodes = self._engines[engine_id], self._listener_inodes(port)
+        engine = self._engines[engine_id]
+        try:
+            inodes = self._listener_inodes(port)
+        except OSError:
+            return None
         return engine.holds_socket(inodes) if inodes else None
-
-    def log_path(self, engine_id: str) -> str:
-        return str(self._engines[engine_id].directory.log)
 
     def log_tail(self, engine_id: str, lines: int) -> tuple[str, ...]:
         return self._engines[engine_id].directory.tail(lines)
@@ -121,7 +133,8 @@ class ProcessRuntime:
 
     def _new(self, engine_id: str, leaf: Leaf | None, launch: LaunchSpec | None) -> Engine:
         directory = EngineDirectory(self._directory / engine_id)
-        engine = self._engines[engine_id] = Engine(directory, Tree(engine_id, leaf), launch, self._workers)
+        engine = Engine(directory, Tree(engine_id, leaf), launch, self._workers, self._patience)
+        self._engines[engine_id] = engine
         return engine
 
     def _leaf(self, engine_id: str) -> Leaf | None:
@@ -130,6 +143,8 @@ class ProcessRuntime:
     def _examine_all(self) -> list[Found]:
         found = []
         for path in sorted(self._directory.iterdir()):
+            if not _ENGINE_ID.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+                continue  # not ours: lost+found, what an editor or an operator left
             leaf = self._leaf(path.name)
             found.append(examine(EngineDirectory(path), None if leaf is None else leaf.path, self._hierarchy))
         return found

@@ -24,10 +24,13 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def carries_engine_id(pid: int, engine_id: str) -> bool | None:
-    """Whether the environment that the process was given names the engine; None: no such process or not ours to see."""
+    """Whether the environment that the process was given names the engine; None: no such process or not ours to see.
+
+    Raises OSError for what says nothing of the process, as EMFILE: taken for an answer it would hide one that lives.
+    """
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except (OSError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     return f"{wire.ENGINE_ID_VARIABLE}={engine_id}".encode() in environment.split(b"\0")
 
@@ -129,7 +132,7 @@ def read_bytes(pids: Iterable[int]) -> int | None:
 def _sum(pids: Iterable[int], read: Callable[[int], int]) -> int | None:
     found = []
     for pid in pids:
-        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        with suppress(OSError):
             found.append(read(pid))
     return sum(found) if found else None
 
@@ -140,7 +143,7 @@ def holds_socket(pid: int, inodes: Collection[int]) -> bool | None:
     A process that ends loses its descriptors before its sockets stop to listen: then nobody seems to hold them.
     """
     wanted, directory = {f"socket:[{inode}]" for inode in inodes}, f"/proc/{pid}/fd"
-    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+    with suppress(OSError):
         for name in os.listdir(directory):
             with suppress(FileNotFoundError):
                 if os.readlink(f"{directory}/{name}") in wanted:

@@ -45,10 +45,8 @@ def examine(directory: EngineDirectory, usual_leaf: Path | None, hierarchy: Hier
         damage = "" if ident is not None else "the engine was never started or left no ident"
     except (OSError, ValueError, KeyError, TypeError) as error:
         damage = f"unreadable record: {error}"
-    if identity is None:
-        verdict = _without_identity(Tree(engine_id, None if leaf is None else Leaf(leaf)), damage)
-    else:
-        verdict = _compare(directory, identity, leaf, hierarchy)
+    tree = Tree(engine_id, None if leaf is None else Leaf(leaf))
+    verdict = _without_identity(tree, damage) if identity is None else _compare(directory, identity, leaf, hierarchy)
     engine = RecoveredEngine(
         engine_id=engine_id,
         pool_id=launch.pool_id if launch else "",
@@ -59,6 +57,7 @@ def examine(directory: EngineDirectory, usual_leaf: Path | None, hierarchy: Hier
         identity=identity if verdict.state is RecoveryState.ALIVE else None,
         exit=verdict.exit,
         detail=verdict.detail,
+        survivors=verdict.state is RecoveryState.DEAD and tree.alive(),
     )
     return Found(engine, launch, identity, leaf)
 

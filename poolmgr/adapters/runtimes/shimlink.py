@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -44,13 +45,13 @@ def spawn(directory: EngineDirectory) -> int:
 
 
 class ShimLink:
-    """One connection. `on_message` gets each message with its descriptors, `on_close` the end, exactly once."""
+    """One connection. `on_message` gets each message with its descriptors, `on_close` why it ended, exactly once."""
 
     def __init__(
         self,
         connection: socket.socket,
         on_message: Callable[[wire.Message, Sequence[int]], None],
-        on_close: Callable[[], None],
+        on_close: Callable[[OSError], None],
     ) -> None:
         self._socket = connection
         self._on_message = on_message
@@ -60,10 +61,18 @@ class ShimLink:
         self._loop.add_reader(connection.fileno(), self._readable)
         self.send({"op": "hello", "versions": wire.VERSIONS})
 
-    def send(self, message: wire.Message) -> None:
-        """Lost when the shim has gone: `on_close` follows."""
-        with suppress(OSError):
+    def send(self, message: wire.Message) -> bool:
+        """False when the shim has gone, or has long stopped to read: `on_close` follows."""
+        try:
             self._socket.send(wire.encode(message))
+        except BlockingIOError:
+            self.close()
+            hung = TimeoutError(errno.ETIMEDOUT, "the shim does not read")
+            self._loop.call_soon(self._on_close, hung)
+            return False
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         """Hangs up without a word to `on_close`. The shim goes on."""
@@ -83,19 +92,28 @@ class ShimLink:
                 message = None
             if message is None:
                 self.close()
-                self._on_close()
+                self._on_close(ConnectionResetError(errno.ECONNRESET, "the shim hung up"))
                 return
             self._on_message(message, fds)
 
 
 class ShimProcess:
-    """A shim that is our child, until it is reaped."""
+    """A shim until it has gone and, when it is our child, is reaped. `pidfd` becomes its property."""
 
     def __init__(self, pidfd: int) -> None:
         self._pidfd = pidfd
         self._loop = asyncio.get_running_loop()
         self.gone = asyncio.Event()
         self._loop.add_reader(pidfd, self._ended)
+
+    def kill(self) -> None:
+        if self._pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def left(self, seconds: float) -> bool:
+        """Whether it has gone within that time."""
+        return await happens(self.gone, seconds)
 
     def close(self) -> None:
         """Lets it go on without us."""
@@ -109,3 +127,10 @@ class ShimProcess:
             os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
         self.close()
         self.gone.set()
+
+
+async def happens(event: asyncio.Event, seconds: float) -> bool:
+    """Whether it does within that time."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+    return event.is_set()

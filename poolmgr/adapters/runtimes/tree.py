@@ -16,6 +16,9 @@ from poolmgr.adapters.runtimes import procfs
 from poolmgr.adapters.runtimes.cgroup import Leaf
 from poolmgr.adapters.runtimes.readiness import Watch
 
+# How long to wait for a descriptor where the process or the host has none left.
+_RETRY_SECONDS = 1.0
+
 
 class Closeable(Protocol):
     def close(self) -> None: ...
@@ -60,30 +63,47 @@ class _LeafWatch:
     """`cgroup.events` shows POLLPRI at every change since it was last read."""
 
     def __init__(self, leaf: Leaf, on_empty: Callable[[], None]) -> None:
+        self._leaf = leaf
         self._on_empty = on_empty
+        self._loop = asyncio.get_running_loop()
         self._watch: Watch | None = None
-        self._events = leaf.open_events()
-        if self._changed():
-            return
-        assert self._events is not None
-        self._watch = Watch(asyncio.get_running_loop(), self._events, select.EPOLLPRI, self._changed)
-        self._changed()  # it may have emptied before it was watched
+        self._events: int | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._begin()
 
-    def _changed(self) -> bool:
-        """Whether it is empty now; tells so."""
-        empty = self._events is None or b"populated 0" in os.pread(self._events, 4096, 0)
-        if empty:
+    def _begin(self) -> None:
+        try:
+            self._events = self._leaf.open_events()
+            if self._events is not None:
+                self._watch = Watch(self._loop, self._events, select.EPOLLPRI, self._changed)
+        except OSError:
+            self.close()
+            self._retry = self._loop.call_later(_RETRY_SECONDS, self._begin)
+        else:
+            self._changed()  # it may have emptied before it was watched
+
+    def _changed(self) -> None:
+        """Tells when it is empty now."""
+        if self._events is None or _says_empty(self._events):
             self.close()
             self._on_empty()
-        return empty
 
     def close(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
         if self._watch is not None:
             self._watch.close()
             self._watch = None
         if self._events is not None:
             os.close(self._events)
             self._events = None
+
+
+def _says_empty(events: int) -> bool:
+    try:
+        return b"populated 0" in os.pread(events, 4096, 0)
+    except OSError:  # ENODEV: it was removed, which needs it to be empty
+        return True
 
 
 class _PidWatch:
@@ -94,22 +114,31 @@ class _PidWatch:
         self._on_empty = on_empty
         self._loop = asyncio.get_running_loop()
         self._pidfds: list[int] = []
+        self._retry: asyncio.TimerHandle | None = None
         self._look()
 
     def _look(self) -> None:
         self.close()
-        while pids := self._tree.survivors():
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    self._pidfds.append(os.pidfd_open(pid))
-            if self._pidfds:
-                break
+        try:
+            self._open_all()
+        except OSError:
+            self.close()
+            self._retry = self._loop.call_later(_RETRY_SECONDS, self._look)
+            return
         for pidfd in self._pidfds:
             self._loop.add_reader(pidfd, self._look)
         if not self._pidfds:
             self._on_empty()
 
+    def _open_all(self) -> None:
+        while not self._pidfds and (pids := self._tree.survivors()):
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    self._pidfds.append(os.pidfd_open(pid))
+
     def close(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
         while self._pidfds:
             pidfd = self._pidfds.pop()
             self._loop.remove_reader(pidfd)

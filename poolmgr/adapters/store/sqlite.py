@@ -93,7 +93,8 @@ class SqliteStore:
 
     async def _queue(self, function: Callable[..., T], *args: object) -> T:
         # Shielded: a caller that is cancelled leaves its change in its place in the order, and the connection to the
-        # thread that uses it.
+        # thread that uses it. The task is held by what it waits for, the lock's queue or the executor, and its outcome
+        # is looked at by `shield` where no caller is left; a disk that failed it refuses the next change too.
         return await asyncio.shield(asyncio.ensure_future(self._in_turn(function, *args)))
 
     async def _in_turn(self, function: Callable[..., T], *args: object) -> T:
