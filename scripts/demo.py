@@ -33,7 +33,7 @@ console = Console(highlight=False)
 
 
 def say(text: str) -> None:
-    console.print(f"[bold cyan]demo[/] {text}")
+    console.print(f"[bold cyan]demo[/] {text}", soft_wrap=True)
 
 
 def wait_for_address(log: Path, daemon: subprocess.Popen[bytes]) -> str:

@@ -281,7 +281,7 @@ async def test_a_ready_llama_cpp_says_what_it_is_and_nonsense_counts_as_silence(
 
 async def test_an_engine_that_does_not_say_what_it_is_has_no_facts() -> None:
     assert await LlamaCppEngine(nobody).describe(llama(), 81, 2.0) == EngineFacts()
-    assert await CommandEngine().describe(command(slots=3), 81, 2.0) == EngineFacts(slots=3)
+    assert await CommandEngine().describe(command(slots=3), 81, 2.0) == EngineFacts()
 
 
 def recorded(name: str) -> list[str]:

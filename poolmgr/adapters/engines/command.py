@@ -53,7 +53,7 @@ class CommandEngine:
         return probe_target(spec.liveness, NO_PROBE, port, timeout)
 
     async def describe(self, spec: PoolSpec, port: int, timeout: float) -> EngineFacts:
-        return EngineFacts(slots=spec.slots)
+        return EngineFacts()  # any program: it says nothing of itself
 
     def diagnose(self, record: ExitRecord, log_tail: Sequence[str]) -> Diagnosis | None:
         why = NOT_EXECUTED.get(record.exit_code or 0)
