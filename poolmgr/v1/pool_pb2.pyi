@@ -128,7 +128,9 @@ class Probe(_message.Message):
     class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Probe._Kind.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         KIND_UNSPECIFIED: Probe._Kind.ValueType  # 0
-        """The engine kind's own default."""
+        """The engine kind's own default: HTTP GET /health for ENGINE_LLAMACPP; for ENGINE_COMMAND TCP where `args` have
+        "{port}", else NONE.
+        """
         HTTP: Probe._Kind.ValueType  # 1
         """GET `path`: 200 is ready, 503 is loading, anything else is not yet."""
         TCP: Probe._Kind.ValueType  # 2
@@ -142,7 +144,9 @@ class Probe(_message.Message):
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: Probe.Kind.ValueType  # 0
-    """The engine kind's own default."""
+    """The engine kind's own default: HTTP GET /health for ENGINE_LLAMACPP; for ENGINE_COMMAND TCP where `args` have
+    "{port}", else NONE.
+    """
     HTTP: Probe.Kind.ValueType  # 1
     """GET `path`: 200 is ready, 503 is loading, anything else is not yet."""
     TCP: Probe.Kind.ValueType  # 2

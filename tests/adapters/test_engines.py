@@ -360,3 +360,10 @@ def test_a_message_is_bounded_however_long_the_line() -> None:
     diagnosis = CommandEngine().diagnose(ExitRecord(exit_code=1), ["Address already in use" + "x" * 10_000])
     assert diagnosis is not None
     assert len(diagnosis.message) == 300
+
+
+@pytest.mark.behaviour("PRE-2")
+@pytest.mark.parametrize(("args", "kind"), [(("--port={port}",), "TCP"), (("serve",), "NONE")])
+def test_a_command_that_is_told_its_port_is_ready_when_it_listens_there(args, kind):
+    spec = command(args=args)
+    assert CommandEngine().readiness(spec, 81, 2.0).kind == CommandEngine().liveness(spec, 81, 2.0).kind == kind

@@ -20,6 +20,8 @@ from poolmgr.model.pool import EngineName, PoolSpec, ProbeKind, ProbeSpec
 PORT_PLACEHOLDER = "{port}"
 # Exit codes by which a shell, env(1) or nice(1) says that it could not run its command (POSIX 2.8.2).
 NOT_EXECUTED = {126: "found but could not be executed", 127: "not found"}
+# A program that is told its port is ready when it listens there; of another one only its process can be seen.
+LISTENS = ProbeSpec(kind=ProbeKind.TCP)
 NO_PROBE = ProbeSpec(kind=ProbeKind.NONE)
 PATTERNS = (
     # strerror(EADDRINUSE), which runtimes of every language print.
@@ -47,10 +49,10 @@ class CommandEngine:
         return (find_executable(spec.command), *args), environment(spec)
 
     def readiness(self, spec: PoolSpec, port: int, timeout: float) -> ProbeTarget:
-        return probe_target(spec.readiness, NO_PROBE, port, timeout)
+        return probe_target(spec.readiness, _default(spec), port, timeout)
 
     def liveness(self, spec: PoolSpec, port: int, timeout: float) -> ProbeTarget:
-        return probe_target(spec.liveness, NO_PROBE, port, timeout)
+        return probe_target(spec.liveness, _default(spec), port, timeout)
 
     async def describe(self, spec: PoolSpec, port: int, timeout: float) -> EngineFacts:
         return EngineFacts()  # any program: it says nothing of itself
@@ -61,3 +63,7 @@ class CommandEngine:
             last = log_tail[-1].strip() if log_tail else "no output"
             return Diagnosis(Reason.EXECUTABLE_NOT_FOUND, f"exit code {record.exit_code}: {why}: {last}", True)
         return diagnose_by_log(PATTERNS, record, log_tail)
+
+
+def _default(spec: PoolSpec) -> ProbeSpec:
+    return LISTENS if any(PORT_PLACEHOLDER in arg for arg in spec.args) else NO_PROBE
