@@ -6,7 +6,8 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,23 +100,39 @@ async def serve(command_line: CommandLine, loaded: LoadedConfig, announce: Calla
     facade = Facade(supervisor, outside, clock, about, controls)
     try:
         _on_signals(ending, facade, tasks)
-        await supervisor.recover()
-        await declared.apply_at_start(supervisor, config.pools)
-        await api.start(facade, rng)
-        ending.serving.set()
-        announce(api.address)
+
+        async def begin() -> None:
+            await supervisor.recover()
+            await declared.apply_at_start(supervisor, config.pools)
+            await api.start(facade, rng)
+            ending.serving.set()
+            announce(api.address)
+
+        await _unless_asked(ending, begin())
         await ending.asked.wait()
     finally:
-        workers.stopping.set()  # a digest of a large model is not waited for
-        await api.stop(STOP_CALLS_SECONDS)
-        left = await supervisor.close(ending.stop_engines)
-        await tasks.close()
-        await runtime.close()
-        store.close()
-        workers.close()
-        store_workers.close()
+        async with AsyncExitStack() as last:  # each step whatever the others did
+            for close in (store_workers.close, workers.close, store.close):
+                last.callback(close)
+            last.push_async_callback(runtime.close)
+            last.push_async_callback(tasks.close)
+            workers.stopping.set()  # a digest of a large model is not waited for
+            await api.stop(STOP_CALLS_SECONDS)
+            left = await supervisor.close(ending.stop_engines)
     structlog.get_logger("poolmgr").info("daemon_stopped", engines_left_running=left)
     return 1 if ending.failure else 0
+
+
+async def _unless_asked(ending: Ending, begin: Coroutine[object, object, None]) -> None:
+    """Begins, unless the daemon is asked to end before that is done. Raises what `begin` raises."""
+    beginning, asked = asyncio.ensure_future(begin), asyncio.ensure_future(ending.asked.wait())
+    await asyncio.wait({beginning, asked}, return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if beginning.done():
+        beginning.result()
+    else:
+        beginning.cancel()
+        await asyncio.wait({beginning})
 
 
 def describe_strings(loaded: LoadedConfig) -> list[tuple[str, str, str]]:

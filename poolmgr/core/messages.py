@@ -101,11 +101,12 @@ class ForgetWaiter:
 
 @dataclass(frozen=True, slots=True)
 class Spawned:
-    """The start succeeded: exec is done."""
+    """The start succeeded: exec is done. `slots`: how many it was started with, 0 for as many as the spec asks for."""
 
     engine_id: str
     pid: int
     port: int
+    slots: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,11 +44,11 @@ def spawned(turn: Turn, fact: Spawned | Adopted) -> None:
     home = pool.home or Home(fact.engine_id, pool.generation, pool.spec.slots)
     if isinstance(fact, Adopted):
         launched = pool.generation if fact.current else NO_GENERATION
-        home = Home(fact.engine_id, launched, fact.slots or pool.spec.slots)
+        home = Home(fact.engine_id, launched, pool.spec.slots)
     run = EngineRun(
         fact.engine_id, fact.pid, fact.port, home.generation, now, now, adopted, probe=ProbeTimer(due=now)
     )  # fmt: skip
-    turn.set(engine=run, home=replace(home, engine_id=fact.engine_id, fresh_port=False))
+    turn.set(engine=run, home=replace(home, engine_id=fact.engine_id, slots=fact.slots or home.slots, fresh_port=False))
     if pool.state is PoolState.STOPPING:  # stopped while the start was under way
         turn.do(KillTree(fact.engine_id))
         return

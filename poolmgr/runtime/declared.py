@@ -53,6 +53,12 @@ async def reload(
     supervisor: Supervisor, wanted: Mapping[str, PoolSpec], restart_required: tuple[str, ...], validate_only: bool
 ) -> ConfigChange:
     """Applies the difference once all of it has been found possible. Deletions drain, and are not waited for."""
+    return await supervisor.whole(_reload(supervisor, wanted, restart_required, validate_only))
+
+
+async def _reload(
+    supervisor: Supervisor, wanted: Mapping[str, PoolSpec], restart_required: tuple[str, ...], validate_only: bool
+) -> ConfigChange:
     async with supervisor.reloads:
         diff = difference(supervisor, wanted)
         await _check(supervisor, wanted, diff)

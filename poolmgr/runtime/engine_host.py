@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from poolmgr.core.messages import (
     Adopted,
@@ -40,6 +41,8 @@ from poolmgr.runtime.tasks import Tasks
 
 # A spawn that failed with one of these fails the same way again (RST-8).
 PERMANENT_ERRNO = frozenset({errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.E2BIG})
+
+Undo = Callable[[str], Awaitable[None]]  # of Runtime: rest or remove
 
 NO_COMMAND_LINE: tuple[str, ...] = ()  # of an engine that was found running and could not be started now
 
@@ -87,9 +90,28 @@ class EngineLink:
 
 
 def mark_of(spec: PoolSpec) -> str:
-    """Equal for two specs that an engine cannot tell apart: a digest, for an environment may hold what is not shown."""
-    noticed = json.dumps(asdict(engine_arguments(spec)), sort_keys=True)
-    return hashlib.sha256(noticed.encode()).hexdigest()
+    """Equal for two specs that an engine cannot tell apart: a digest, for an environment may hold what is not shown.
+
+    Only what differs from the defaults counts, so that a field of a later version changes nothing of today's marks.
+    """
+    noticed = _differing(asdict(engine_arguments(spec)), asdict(PoolSpec(engine=spec.engine)))
+    noticed["engine"] = spec.engine
+    return hashlib.sha256(json.dumps(noticed, sort_keys=True).encode()).hexdigest()
+
+
+def _differing(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _differing(value, defaults.get(key) or {}) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value != defaults.get(key)
+    }
+
+
+def _still_serves(before: LaunchSpec, now: LaunchSpec) -> bool:
+    """Whether what was launched is what would be launched now. A record of an early version has no mark."""
+    if not before.mark:
+        return before.generation == now.generation
+    return before.mark == now.mark and now.slots <= before.slots
 
 
 def shortened(lines: Sequence[str]) -> tuple[str, ...]:
@@ -132,7 +154,7 @@ class EngineHost:
         self._launches: dict[str, LaunchSpec] = {}
         self._order = KeyedLocks()
         self._leaving: dict[str, set[asyncio.Task[None]]] = {}
-        self._leftover: dict[str, dict[str, EnvironmentFault]] = {}
+        self._leftover: dict[str, dict[str, Undo]] = {}
 
     def perform(self, actor: PoolActor, effect: Effect) -> None:
         match effect:
@@ -160,26 +182,36 @@ class EngineHost:
         while leaving := self._leaving.get(pool_id):
             await asyncio.wait(leaving)
         self._leaving.pop(pool_id, None)
-        for engine_id in list(self._leftover.get(pool_id, ())):
-            await self.remove(engine_id)
-            del self._leftover[pool_id][engine_id]
-        self._leftover.pop(pool_id, None)
+        for engine_id, undo in self._leftover.pop(pool_id, {}).items():
+            await self._undo(pool_id, engine_id, undo)
 
-    def _leave(self, actor: PoolActor, engine_id: str, undo: Callable[[str], Awaitable[None]]) -> None:
+    def _leave(self, actor: PoolActor, engine_id: str, undo: Undo) -> None:
         pool_id = actor.pool.pool_id
 
         async def work() -> None:
-            async with self._order.hold(engine_id):
-                self._release_port(engine_id)
-                try:
-                    await undo(engine_id)
-                except EnvironmentFault as fault:
-                    self._leftover.setdefault(pool_id, {})[engine_id] = fault
+            try:
+                await self._undo(pool_id, engine_id, undo)
+            except EnvironmentFault:
+                return  # kept in `_leftover`, for whoever asks that nothing be left
 
         task = self._spawn(work(), "leave")
         leaving = self._leaving.setdefault(pool_id, set())
         leaving.add(task)
         task.add_done_callback(leaving.discard)
+
+    async def _undo(self, pool_id: str, engine_id: str, undo: Undo) -> None:
+        """Raises EnvironmentFault, and remembers what is still to do."""
+        async with self._order.hold(engine_id):
+            self._forget_leftover(pool_id, engine_id)
+            self._release_port(engine_id)
+            try:
+                await undo(engine_id)
+            except EnvironmentFault:
+                self._leftover.setdefault(pool_id, {})[engine_id] = undo
+                raise
+
+    def _forget_leftover(self, pool_id: str, engine_id: str) -> None:
+        self._leftover.get(pool_id, {}).pop(engine_id, None)
 
     async def remove(self, engine_id: str) -> None:
         """Removes what is left of an engine that has ended. Raises EnvironmentFault."""
@@ -198,7 +230,10 @@ class EngineHost:
             timer.cancel()
 
     def adopt(self, actor: PoolActor, engine: RecoveredEngine) -> None:
-        """Takes over an engine that runs, though it may have been launched for a spec that is no longer the pool's."""
+        """Takes over an engine that runs, though it may have been launched for a spec that is no longer the pool's.
+
+        Raises EnvironmentFault when it cannot be watched.
+        """
         if engine.identity is None:
             raise InternalError(f"engine {engine.engine_id} is alive and has no identity")
         if engine.port:
@@ -216,8 +251,12 @@ class EngineHost:
         )  # fmt: skip
         self._launches[engine.engine_id] = now
         link = EngineLink(actor, engine.engine_id, self._outside)
-        self._outside.runtime.attach(engine.engine_id, link)
-        current = before is not None and before.mark == now.mark and now.slots <= before.slots
+        try:
+            self._outside.runtime.attach(engine.engine_id, link)
+        except EnvironmentFault:
+            self._release_port(engine.engine_id)
+            raise
+        current = before is not None and _still_serves(before, now)
         slots = before.slots if before else 0
         link.begin(Adopted(engine.engine_id, engine.identity.pid, engine.port, current, slots))
 
@@ -241,7 +280,8 @@ class EngineHost:
                 permanent = error.reason is Reason.SPAWN_FAILED and error.numbers.get("errno") in PERMANENT_ERRNO
                 refused = StartRefused(error.reason, error.message, permanent)
             else:
-                link.begin(Spawned(engine_id, identity.pid, launch.port))
+                self._forget_leftover(actor.pool.pool_id, engine_id)
+                link.begin(Spawned(engine_id, identity.pid, launch.port, launch.slots))
                 return
             self._release_port(engine_id)
         if not effect.engine_id:

@@ -101,11 +101,10 @@ class PoolActor:
         try:
             return await answer
         except asyncio.CancelledError:
+            # It may have been granted in the very moment in which the caller went away.
             self._asking.pop(ask.lease_id, None)
-            if answer.done() and not answer.cancelled() and isinstance(lease := answer.result(), Lease):
-                self.tell(Release(lease.lease_id, lease.token))
-            else:
-                self.tell(ForgetWaiter(ask.lease_id))
+            self.tell(ForgetWaiter(ask.lease_id))
+            self.tell(Release(ask.lease_id, ask.token))
             raise
 
     async def until(self, reached: Callable[[Pool], bool], deadline: float) -> None:

@@ -8,7 +8,7 @@ nobody's to choose from, and the pool is UNKNOWN.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from poolmgr.core.messages import Found, InDoubt
@@ -48,7 +48,7 @@ class Recovery:
         elif doubtful or len(alive) > 1:
             self._doubt(actor, [*doubtful, *alive])
         elif alive:
-            self.engines.adopt(actor, alive[0])
+            self._adopt(actor, alive[0])
         elif dead:
             actor.tell(Found(dead.pop(0).engine_id))
         for engine in dead:
@@ -56,7 +56,19 @@ class Recovery:
 
     async def _ended(self, engine: RecoveredEngine) -> bool:
         """Whether nothing is left of an engine whose main process has ended; what is left of its tree is killed."""
-        return not engine.survivors or await self.engines.end_survivors(engine.engine_id, SURVIVORS_SECONDS)
+        if not engine.survivors:
+            return True
+        try:
+            return await self.engines.end_survivors(engine.engine_id, SURVIVORS_SECONDS)
+        except EnvironmentFault as error:
+            self.warnings.append(f"engine {engine.engine_id} has ended, but: {error.message}")
+            return False
+
+    def _adopt(self, actor: PoolActor, engine: RecoveredEngine) -> None:
+        try:
+            self.engines.adopt(actor, engine)
+        except EnvironmentFault as error:
+            self._doubt(actor, [replace(engine, detail=error.message)])
 
     def _doubt(self, actor: PoolActor, engines: list[RecoveredEngine]) -> None:
         detail = "; ".join(f"engine {e.engine_id}: {e.detail or e.state.value.lower()}" for e in engines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from poolmgr.core.messages import ChangeSpec, Preload, Stop
 from poolmgr.core.state import new_pool
@@ -20,6 +21,7 @@ from poolmgr.runtime.pool_actor import PoolActor, Surroundings
 from poolmgr.runtime.recovery import Recovery
 from poolmgr.runtime.tasks import Tasks
 
+T = TypeVar("T")
 MAX_POOLS = 256  # the bound of the metrics' pool_id label (OBS-1)
 
 
@@ -49,6 +51,7 @@ class Supervisor:
         # Orders the editors of one pool's spec. Nothing else waits for them: not status, leases, drain or the actor.
         self._edits = KeyedLocks()
         self._creating: set[str] = set()
+        self._editing: set[asyncio.Task[None]] = set()
         self.reloads = asyncio.Lock()  # one reload of the file after the other
         self._forgetting: dict[str, asyncio.Future[None]] = {}
         self.closing = False
@@ -92,7 +95,7 @@ class Supervisor:
         Without `gates`, a missing model or executable is found by the first start, which parks the pool. A caller
         that goes away changes nothing: store and daemon never differ.
         """
-        return await self._whole(self._create(pool_id, spec, origin, gates))
+        return await self.whole(self._create(pool_id, spec, origin, gates))
 
     async def _create(self, pool_id: str, spec: PoolSpec, origin: Origin, gates: bool) -> PoolActor:
         async with self._edits.hold(pool_id):
@@ -110,22 +113,29 @@ class Supervisor:
             finally:
                 self._creating.discard(pool_id)
             actor = self._add(record)
-        if spec.preload:
+        if spec.preload and not self.closing:
             actor.tell(Preload())
         return actor
 
-    async def _whole(self, work: Coroutine[object, object, PoolActor]) -> PoolActor:
+    async def whole(self, work: Coroutine[object, object, T]) -> T:
         """Does the work to its end, also when whoever asked for it is cancelled meanwhile."""
-        outcome: asyncio.Future[PoolActor] = asyncio.get_running_loop().create_future()
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
         async def run() -> None:
             try:
                 outcome.set_result(await work)
-            except PoolmgrError as error:
+            except asyncio.CancelledError:
+                outcome.cancel()
+                raise
+            except BaseException as error:
                 outcome.set_exception(error)
                 outcome.exception()  # whoever asked may be gone
+                if not isinstance(error, PoolmgrError):
+                    raise
 
-        self._spawn(run(), "edit")
+        task = self._spawn(run(), "edit")
+        self._editing.add(task)
+        task.add_done_callback(self._editing.discard)
         return await asyncio.shield(outcome)
 
     async def check_new(self, pool_id: str, spec: PoolSpec) -> None:
@@ -168,7 +178,7 @@ class Supervisor:
 
         `change` is called once this editor's turn has come, so that no other's change is lost.
         """
-        return await self._whole(self._update(pool_id, change))
+        return await self.whole(self._update(pool_id, change))
 
     async def _update(self, pool_id: str, change: Callable[[PoolSpec], PoolSpec]) -> PoolActor:
         async with self._edits.hold(pool_id):
@@ -181,7 +191,8 @@ class Supervisor:
             await self.check(spec)
             record = PoolRecord(pool_id, spec, pool.generation + 1, pool.origin, pool.create_time)
             await self._store.put_pool(record)
-            actor.tell(ChangeSpec(spec, record.generation))
+            if not self.closing:  # it is durable: the next daemon acts on it
+                actor.tell(ChangeSpec(spec, record.generation))
         return actor
 
     def _add(self, record: PoolRecord) -> PoolActor:
@@ -239,23 +250,30 @@ class Supervisor:
     async def close(self, stop_engines: bool) -> int:
         """Ends the actors; with `stop_engines` their engines first. Returns how many engines go on."""
         self.closing = True
+        while self._editing:
+            await asyncio.wait(self._editing)
         if stop_engines:
-            for actor in self.actors():
-                if actor.pool.engine is not None or actor.pool.state in (PoolState.PROVISIONING, PoolState.BACKOFF):
-                    actor.command(Stop())
-            limit = self._clock.now() + self.settings.supervision.stop_grace + 10
-            for actor in self.actors():
-                await actor.until(lambda p: p.engine is None and p.state is not PoolState.STOPPING, limit)
-                await self._put_away(actor.pool.pool_id)
+            await self._stop_all()
         left = sum(1 for actor in self.actors() if actor.pool.engine is not None)
         for actor in self.actors():
             actor.close()
         return left
 
+    async def _stop_all(self) -> None:
+        for actor in self.actors():
+            try:
+                actor.command(Stop())
+            except ClientError as refused:  # UNKNOWN: not ours to end
+                self.warnings.append(f"pool {actor.pool.pool_id} is not stopped: {refused.message}")
+        limit = self._clock.now() + self.settings.supervision.stop_grace + 10
+        for actor in self.actors():
+            await actor.until(lambda p: p.engine is None and p.state is not PoolState.STOPPING, limit)
+            await self._put_away(actor.pool.pool_id)
+
     async def _put_away(self, pool_id: str) -> None:
         try:
             await self.engines.put_away(pool_id)
-        except EnvironmentFault as error:
+        except PoolmgrError as error:
             self.warnings.append(f"pool {pool_id}: {error.message}")
 
 

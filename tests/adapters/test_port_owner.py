@@ -6,10 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from process_support import Recorder, launch
 
 from poolmgr.adapters.runtimes import procfs
+from poolmgr.adapters.runtimes.process import ProcessRuntime
+from poolmgr.adapters.system import ThreadWorkers
 
 
 def inode(sock: socket.socket) -> int:
@@ -31,3 +35,21 @@ def test_a_process_that_has_ended_tells_nothing_so_its_port_is_not_called_a_stra
     assert procfs.holds_socket(child.pid, {1}) is None
     child.wait()
     assert procfs.holds_socket(child.pid, {1}) is None
+
+
+@pytest.mark.behaviour("PRE-4", "LIVE-3")
+@pytest.mark.parametrize(("second_look", "owned"), [({7}, False), (set(), None)])
+async def test_a_socket_that_closes_while_it_is_looked_for_is_not_called_a_strangers(
+    tmp_path: Path, second_look: set[int], owned: bool | None
+) -> None:
+    looks = iter([{7}, second_look])
+    workers = ThreadWorkers("test", 1)
+    runtime = ProcessRuntime(tmp_path, workers, listener_inodes=lambda port: next(looks))
+    spec, ears = launch("/bin/sleep", "1000"), Recorder()
+    await runtime.start(spec, ears)
+    assert runtime.owner_of_port(spec.engine_id, 4711) is owned
+    runtime.kill_tree(spec.engine_id)
+    await ears.end()
+    await runtime.remove(spec.engine_id)
+    await runtime.close()
+    workers.close()

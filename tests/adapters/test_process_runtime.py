@@ -595,3 +595,22 @@ async def test_an_engine_that_the_oom_killer_took_is_told_apart_from_one_that_wa
     told = await ears.end()
     assert (told.signal, told.oom_killed) == (signal.SIGKILL, True)
     await host.remove(spec.engine_id)
+
+
+@pytest.mark.behaviour("PROC-3", "PROC-7")
+async def test_an_engine_that_starts_again_after_a_kill_without_its_shim_lives(host):
+    spec = script(IDLE)
+    _, ears = await started(host, spec)
+    keeper_fd = os.pidfd_open(keeper := shim_pid(host, spec.engine_id))
+    os.kill(keeper, signal.SIGKILL)
+    await gone(keeper_fd)
+    host.kill_tree(spec.engine_id)
+    await ears.end()
+    identity, again = await started(host, spec)
+    keeper_fd = os.pidfd_open(keeper := shim_pid(host, spec.engine_id))
+    os.kill(keeper, signal.SIGKILL)  # the tree is watched without a shim once more
+    await gone(keeper_fd)
+    assert running(identity.pid)
+    host.kill_tree(spec.engine_id)
+    assert (await again.end()).signal == signal.SIGKILL
+    await host.remove(spec.engine_id)

@@ -600,13 +600,17 @@ async def test_a_directory_that_cannot_be_removed_fails_the_deletion_and_the_nex
     world.runtime.end(world.runtime.only().launch.engine_id, ExitRecord(exit_code=0, source="shim"))
     remove = world.runtime.remove
 
-    async def refuse(engine_id: str) -> None:
-        raise EnvironmentFault(Reason.STATE_DIR, "permission denied")
+    denied = True
 
-    world.runtime.remove = refuse  # type: ignore[method-assign]
+    async def sometimes(engine_id: str) -> None:
+        if denied:
+            raise EnvironmentFault(Reason.STATE_DIR, "permission denied")
+        await remove(engine_id)
+
+    world.runtime.remove = sometimes  # type: ignore[method-assign]
     with pytest.raises(EnvironmentFault, match="permission denied"):
         await world.facade.delete("a", None)
-    world.runtime.remove = remove  # type: ignore[method-assign]
+    denied = False
     await world.facade.delete("a", None)
     assert world.facade.pools() == [] and len(world.runtime.removed) == 1
 
@@ -650,3 +654,105 @@ async def test_a_kept_revision_counts_the_leases_and_holds_none(world):
     assert not any(isinstance(thing, Lease) for thing in held_by(published))
     assert world.facade.release(lease.lease_id, lease.token) is LeaseOutcome.RELEASED
     assert (published.view.slots_free, published.view.active_leases) == (2, 1), "as it was then"
+
+
+@pytest.mark.behaviour("LEASE-5", "LEASE-1")
+async def test_a_caller_that_is_cancelled_in_the_pass_in_which_a_slot_comes_free_keeps_none(world: World) -> None:
+    await world.ready_pool()
+    first = await world.facade.acquire("a", world.ask())
+    assert isinstance(first, Lease)
+    waiting = asyncio.ensure_future(world.facade.acquire("a", world.ask(wait=30.0)))
+    await settled()
+    waiting.cancel()  # its future is cancelled now, its handler runs later
+    world.facade.release(first.lease_id, first.token)
+    await settled()
+    assert world.facade.pool("a").view.active_leases == 0
+
+
+@pytest.mark.behaviour("PROC-8")
+async def test_stop_engines_leaves_none_that_a_trial_or_an_edit_could_start_meanwhile(world: World) -> None:
+    await world.ready_pool("serves")
+    await world.facade.create_pool("parked", SPEC)
+    world.kind.refusal = ClientError(Reason.EXECUTABLE_NOT_FOUND, "gone")
+    await world.facade.preload("parked", 1.0)
+    world.kind.refusal = None
+    editing = asyncio.ensure_future(world.facade.update_pool("parked", lambda s: replace(s, command="/bin/new")))
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(world.supervisor.close(stop_engines=True))
+    await settled()
+    world.runtime.end(world.runtime.only().launch.engine_id, ExitRecord(exit_code=0, source="shim"))
+    await world.clock.advance(400.0)
+    assert await closing == 0
+    await editing
+    assert [s.pool_id for s in world.runtime.starts] == ["serves"]
+    assert state(world, "parked") is PoolState.STOPPED
+
+
+async def test_what_could_not_be_put_to_rest_once_is_not_removed_later(world: World) -> None:
+    await world.ready_pool()
+    rest = world.runtime.rest
+
+    short = True
+
+    async def sometimes(engine_id: str) -> None:
+        if short:
+            raise EnvironmentFault(Reason.STATE_DIR, "no descriptors")
+        await rest(engine_id)
+
+    world.runtime.rest = sometimes  # type: ignore[method-assign]
+    await world.facade.stop("a", None, 0.0)
+    world.runtime.end(world.runtime.only().launch.engine_id, ExitRecord(exit_code=0, source="shim"))
+    await settled()
+    short = False
+    assert await world.supervisor.close(stop_engines=True) == 0
+    assert world.runtime.removed == [] and len(world.runtime.rested) == 1
+
+
+async def test_a_defect_in_an_edit_reaches_the_caller_and_the_daemon(world: World) -> None:
+    def broken(spec: PoolSpec) -> PoolSpec:
+        raise ValueError("a defect")
+
+    await world.facade.create_pool("a", SPEC)
+    with pytest.raises(ValueError, match="a defect"):
+        await world.facade.update_pool("a", broken)
+    assert [str(error) for error in world.failures] == ["a defect"]
+    world.failures.clear()
+
+
+@pytest.mark.behaviour("DRN-2")
+async def test_a_restart_with_fewer_slots_is_remembered_as_one(world: World) -> None:
+    await world.ready_pool(slots=4)
+    await world.facade.update_pool("a", lambda spec: replace(spec, slots=2))
+    engine = world.runtime.only()
+    world.runtime.end(engine.launch.engine_id, ExitRecord(exit_code=1, source="shim"))
+    await world.clock.advance(1.2)
+    launched = world.runtime.only().launch.slots
+    await world.facade.update_pool("a", lambda spec: replace(spec, slots=4))
+    await settled()
+    assert launched == 4 or world.runtime.terminated  # started with all four, or replaced by one that has them
+
+
+@pytest.mark.behaviour("CFG-3")
+async def test_a_reload_whose_caller_goes_away_is_whole(world: World) -> None:
+    from poolmgr.runtime import declared
+
+    reloading = asyncio.ensure_future(declared.reload(world.supervisor, {"a": SPEC, "b": SPEC, "c": SPEC}, (), False))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    reloading.cancel()
+    await settled(100)
+    assert [p.pool_id for p in world.facade.pools()] == ["a", "b", "c"]
+
+
+@pytest.mark.behaviour("PROC-7")
+async def test_an_engine_that_cannot_be_watched_keeps_its_pool_in_doubt_and_not_the_daemon_from_starting() -> None:
+    world = await successor()
+
+    def refuse(engine_id: str, listener: EngineListener) -> NoReturn:
+        raise EnvironmentFault(Reason.STATE_DIR, "too many open files")
+
+    world.runtime.attach = refuse  # type: ignore[method-assign]
+    world.runtime.found = [alive("1bbb", SPEC)]
+    await world.supervisor.recover()
+    assert state(world) is PoolState.UNKNOWN and world.ports.reserved == set()
+    await world.close()

@@ -70,6 +70,8 @@ class Engine:
                 return await self._ask_to_start(reload=reload)
             except TimeoutError:
                 await self._abandon(hung=True)
+                if self._undead:
+                    raise
                 return await self._ask_to_start(reload=False)
         except OSError as error:
             await self._abandon(hung=isinstance(error, TimeoutError))

@@ -145,9 +145,8 @@ def launch_of(spec: wire.Message) -> LaunchSpec:
             "env": dict(env),
             "port": int(port),
             "log_limit_bytes": int(log_limit),
-            "mark": str(mark),
-            "slots": int(slots),
         }:
+            mark, slots = str(spec.get("mark", "")), int(spec.get("slots", 0))  # later than the rest
             given = {name: value for name, value in env.items() if name != wire.ENGINE_ID_VARIABLE}
             return LaunchSpec(engine_id, pool_id, generation, tuple(argv), given, port, log_limit, mark, slots)
     raise ValueError("spec lacks what a launch needs")

@@ -112,10 +112,13 @@ class ProcessRuntime:
     def owner_of_port(self, engine_id: str, port: int) -> bool | None:
         engine = self._engines[engine_id]
         try:
-            inodes = self._listener_inodes(port)
+            inodes = set(self._listener_inodes(port))
+            held = engine.holds_socket(inodes) if inodes else None
+            if held is False and not inodes & set(self._listener_inodes(port)):
+                return None  # closed while we looked: an engine that gives up is no stranger
         except OSError:
             return None
-        return engine.holds_socket(inodes) if inodes else None
+        return held
 
     def log_tail(self, engine_id: str, lines: int) -> tuple[str, ...]:
         return self._engines[engine_id].directory.tail(lines)

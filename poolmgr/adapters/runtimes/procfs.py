@@ -65,16 +65,31 @@ def is_zombie(identity: ProcessIdentity) -> bool:
     return state in ("Z", "X") and proc.start_ticks(identity.pid) == identity.start_ticks
 
 
-def kill_marked(engine_id: str) -> None:
-    """SIGKILL to every process whose environment names the engine, each through a pidfd checked after its open."""
-    for pid in marked_pids(engine_id):
-        with suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(pid)
-            try:
-                if carries_engine_id(pid, engine_id):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            finally:
-                os.close(pidfd)
+def open_marked(engine_id: str, *, kill: bool) -> dict[int, int]:
+    """A pidfd for every process whose environment names the engine, by pid; with `kill`, each has been sent SIGKILL.
+
+    The mark is looked at again once the pidfd is open: the pid may have become another's. Raises OSError.
+    """
+    found: dict[int, int] = {}
+    try:
+        for pid in marked_pids(engine_id):
+            with suppress(ProcessLookupError):
+                found[pid] = os.pidfd_open(pid)
+                if not carries_engine_id(pid, engine_id):
+                    os.close(found.pop(pid))
+                elif kill:
+                    signal.pidfd_send_signal(found[pid], signal.SIGKILL)
+    except OSError:
+        for pidfd in found.values():
+            os.close(pidfd)
+        raise
+    return found
+
+
+def has_ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def cause_by_wait(pidfd: int) -> ExitRecord | None:

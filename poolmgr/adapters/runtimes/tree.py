@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from poolmgr.adapters.runtimes import procfs
@@ -29,6 +28,7 @@ class Tree:
         self._engine_id = engine_id
         self.leaf = leaf
         self._killing = False
+        self._dying: dict[int, int] = {}
 
     def pids(self) -> list[int]:
         return self.leaf.pids() if self.leaf is not None else procfs.marked_pids(self._engine_id)
@@ -42,15 +42,24 @@ class Tree:
             self.leaf.kill()
         else:
             self._killing = True
-            procfs.kill_marked(self._engine_id)
+            self._keep(procfs.open_marked(self._engine_id, kill=True))
 
-    def survivors(self) -> list[int]:
-        """`pids`, after killing what a `kill` missed."""
-        if self._killing:
-            procfs.kill_marked(self._engine_id)
-        pids = self.pids()
-        self._killing = self._killing and bool(pids)
-        return pids
+    def survivors(self) -> dict[int, int]:
+        """Pidfds by pid, the caller's to close: of what was killed and may be dying yet, and of what a kill missed.
+
+        A dying process shows no environment any more, and so no mark, but still has its sockets. Raises OSError.
+        """
+        self._keep(procfs.open_marked(self._engine_id, kill=self._killing))
+        found, self._dying = self._dying, {}
+        self._killing = self._killing and bool(found)  # the next run is not to be killed
+        return found
+
+    def _keep(self, found: dict[int, int]) -> None:
+        for pid, pidfd in found.items():
+            if pid in self._dying:
+                os.close(pidfd)
+            else:
+                self._dying[pid] = pidfd
 
     def watch(self, on_empty: Callable[[], None]) -> Closeable:
         """Calls back once when no process is left, from within this call if that is so already."""
@@ -107,39 +116,39 @@ def _says_empty(events: int) -> bool:
 
 
 class _PidWatch:
-    """A pidfd for each process that is left; at every death it looks again."""
+    """A pidfd for each process that is left, held until it has ended; at every death it looks again."""
 
     def __init__(self, tree: Tree, on_empty: Callable[[], None]) -> None:
         self._tree = tree
         self._on_empty = on_empty
         self._loop = asyncio.get_running_loop()
-        self._pidfds: list[int] = []
+        self._pidfds: dict[int, int] = {}
         self._retry: asyncio.TimerHandle | None = None
         self._look()
 
     def _look(self) -> None:
-        self.close()
+        self._drop(pid for pid, pidfd in self._pidfds.items() if procfs.has_ended(pidfd))
         try:
-            self._open_all()
+            found = self._tree.survivors()
         except OSError:
-            self.close()
             self._retry = self._loop.call_later(_RETRY_SECONDS, self._look)
             return
-        for pidfd in self._pidfds:
-            self._loop.add_reader(pidfd, self._look)
+        for pid, pidfd in found.items():
+            if pid in self._pidfds:
+                os.close(pidfd)
+            else:
+                self._pidfds[pid] = pidfd
+                self._loop.add_reader(pidfd, self._look)
         if not self._pidfds:
             self._on_empty()
 
-    def _open_all(self) -> None:
-        while not self._pidfds and (pids := self._tree.survivors()):
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    self._pidfds.append(os.pidfd_open(pid))
+    def _drop(self, pids: Iterable[int]) -> None:
+        for pid in list(pids):
+            pidfd = self._pidfds.pop(pid)
+            self._loop.remove_reader(pidfd)
+            os.close(pidfd)
 
     def close(self) -> None:
         if self._retry is not None:
             self._retry.cancel()
-        while self._pidfds:
-            pidfd = self._pidfds.pop()
-            self._loop.remove_reader(pidfd)
-            os.close(pidfd)
+        self._drop(self._pidfds)
