@@ -78,7 +78,7 @@ def _judge(status: int) -> ProbeResult:
     if status == 200:
         return ProbeResult(ProbeOutcome.OK)
     outcome = ProbeOutcome.LOADING if status == 503 else ProbeOutcome.FAILED
-    return ProbeResult(outcome, f"HTTP {status}", {"status": status})
+    return ProbeResult(outcome, f"HTTP {status}")
 
 
 def _failed(detail: str) -> ProbeResult:

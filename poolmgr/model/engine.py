@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -149,4 +149,3 @@ class ProbeOutcome(StrEnum):
 class ProbeResult:
     outcome: ProbeOutcome
     detail: str = ""
-    numbers: Mapping[str, int] = field(default_factory=dict)

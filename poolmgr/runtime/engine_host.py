@@ -10,6 +10,7 @@ import asyncio
 import errno
 import hashlib
 import json
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -147,8 +148,9 @@ def _answer(future: asyncio.Future[bool], value: bool) -> None:
 class EngineHost:
     """All engines of the daemon. What is done to one engine is done in the order in which it was asked for."""
 
-    def __init__(self, outside: Outside, clock: Clock, spawn: Tasks) -> None:
+    def __init__(self, outside: Outside, clock: Clock, spawn: Tasks, warnings: deque[str]) -> None:
         self._outside = outside
+        self._warnings = warnings
         self._clock = clock
         self._spawn = spawn
         self._launches: dict[str, LaunchSpec] = {}
@@ -182,8 +184,9 @@ class EngineHost:
         while leaving := self._leaving.get(pool_id):
             await asyncio.wait(leaving)
         self._leaving.pop(pool_id, None)
-        for engine_id, undo in self._leftover.pop(pool_id, {}).items():
+        for engine_id, undo in list(self._leftover.get(pool_id, {}).items()):
             await self._undo(pool_id, engine_id, undo)
+        self._leftover.pop(pool_id, None)
 
     def _leave(self, actor: PoolActor, engine_id: str, undo: Undo) -> None:
         pool_id = actor.pool.pool_id
@@ -191,8 +194,8 @@ class EngineHost:
         async def work() -> None:
             try:
                 await self._undo(pool_id, engine_id, undo)
-            except EnvironmentFault:
-                return  # kept in `_leftover`, for whoever asks that nothing be left
+            except EnvironmentFault as fault:  # kept in `_leftover`, for whoever asks that nothing be left
+                self._warnings.append(f"pool {pool_id}: engine {engine_id} has ended, but: {fault.message}")
 
         task = self._spawn(work(), "leave")
         leaving = self._leaving.setdefault(pool_id, set())

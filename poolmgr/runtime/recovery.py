@@ -7,6 +7,7 @@ nobody's to choose from, and the pool is UNKNOWN.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -26,7 +27,7 @@ class Recovery:
     """`warnings` is the daemon's list of what an operator should know."""
 
     engines: EngineHost
-    warnings: list[str]
+    warnings: deque[str]
 
     async def take_over(self, actors: dict[str, PoolActor], found: Sequence[RecoveredEngine]) -> None:
         by_pool = sorted(found, key=lambda engine: (engine.pool_id, -engine.generation))

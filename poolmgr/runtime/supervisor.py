@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,6 +23,7 @@ from poolmgr.runtime.recovery import Recovery
 from poolmgr.runtime.tasks import Tasks
 
 T = TypeVar("T")
+MAX_WARNINGS = 64  # the newest are kept
 MAX_POOLS = 256  # the bound of the metrics' pool_id label (OBS-1)
 
 
@@ -43,7 +45,8 @@ class Supervisor:
         self.settings = settings
         self.bus = bus
         self._spawn = spawn
-        self.engines = EngineHost(outside, clock, spawn)
+        self.warnings: deque[str] = deque(maxlen=MAX_WARNINGS)
+        self.engines = EngineHost(outside, clock, spawn, self.warnings)
         s = settings.supervision
         counters = HostCounters(store.epoch, s.restart_window, s.restart_rate_limit)
         self._around = Surroundings(clock, rng, bus, counters, self.engines.perform, self._forget)
@@ -55,7 +58,6 @@ class Supervisor:
         self.reloads = asyncio.Lock()  # one reload of the file after the other
         self._forgetting: dict[str, asyncio.Future[None]] = {}
         self.closing = False
-        self.warnings: list[str] = []
 
     # Look.
 

@@ -62,7 +62,10 @@ def test_a_released_port_can_be_given_again() -> None:
 
 
 def test_releasing_what_was_never_taken_has_no_effect() -> None:
-    LoopbackPorts().release(1)
+    ports = LoopbackPorts()
+    taken = ports.reserve(0)
+    ports.release(1)
+    assert ports.reserve(taken) != taken
 
 
 def test_the_port_of_a_recovered_engine_is_taken_although_it_listens(stack: ExitStack) -> None:

@@ -481,7 +481,7 @@ async def test_the_engine_that_lives_is_taken_over_wherever_its_directory_stands
     await world.supervisor.recover()
     await world.clock.advance(0.1)
     assert world.facade.pool("a").view.pid == 77 and world.runtime.starts == []
-    assert world.runtime.removed == ["0aaa"] and world.supervisor.warnings == []
+    assert world.runtime.removed == ["0aaa"] and not world.supervisor.warnings
     await world.close()
 
 
@@ -706,6 +706,7 @@ async def test_what_could_not_be_put_to_rest_once_is_not_removed_later(world: Wo
     short = False
     assert await world.supervisor.close(stop_engines=True) == 0
     assert world.runtime.removed == [] and len(world.runtime.rested) == 1
+    assert "no descriptors" in world.facade.status().warnings[0]
 
 
 async def test_a_defect_in_an_edit_reaches_the_caller_and_the_daemon(world: World) -> None:
