@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in /usr/bin/python3 python3 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: setup demo test check bench serve generate docs clean
+.PHONY: setup demo test check bench sim sim-bugs mutants chaos serve generate docs clean
 
 setup: $(VENV)/.ready
 
@@ -28,7 +28,23 @@ check: setup
 	@$(BIN)/python scripts/check_house.py
 
 bench: setup
-	@for b in respawn rpc; do $(BIN)/python -m bench.$$b $(BENCH_ARGS) || exit 1; done
+	@for b in respawn rpc leases; do $(BIN)/python -m bench.$$b $(BENCH_ARGS) || exit 1; done
+
+# The core and runtime against a simulated host; every seed replays exactly.
+sim: setup
+	@PYTHONHASHSEED=0 $(BIN)/python -m tests.sim --seeds $(or $(SEEDS),2000) $(SIM_ARGS)
+
+# Each planted bug has to be found.
+sim-bugs: setup
+	@$(BIN)/python -m tests.planted $(SIM_BUGS_ARGS)
+
+# Small faults all over core, which the tests of core have to notice.
+mutants: setup
+	@$(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
+
+# Real processes, and what can happen to them. FAULT names one, N how often, BUG a planted bug that has to be noticed.
+chaos: setup
+	@$(BIN)/python -m tests.chaos $(if $(FAULT),--fault $(FAULT)) $(if $(N),--count $(N)) $(if $(BUG),--bug $(BUG))
 
 serve: setup
 	@$(BIN)/poolmgr serve

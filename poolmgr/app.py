@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from poolmgr.adapters.store.sqlite import open_store
 from poolmgr.adapters.system import SystemClock, SystemRng, ThreadWorkers
 from poolmgr.api.server import ApiServer, ServerSettings
 from poolmgr.config.load import LoadedConfig, describe, load_config
+from poolmgr.config.schema import Server
 from poolmgr.errors import PoolmgrError
 from poolmgr.model.pool import PoolSpec
 from poolmgr.observe.logging import configure, log_events
@@ -36,7 +38,9 @@ from poolmgr.runtime.supervisor import Settings, Supervisor
 from poolmgr.runtime.tasks import Tasks
 
 STOP_CALLS_SECONDS = 2.0
+GC_THRESHOLDS = (10_000, 20, 50)  # the interpreter's own are 700, 10, 10
 LOG_FLUSH_SECONDS = 2.0
+OOM_SCORE_ADJUST = "-900"  # as systemd has it for what must go on; -1000 would be never
 STORE_THREADS = 1  # one writer
 WORKER_THREADS = 4
 
@@ -81,11 +85,7 @@ async def serve(command_line: CommandLine, loaded: LoadedConfig, announce: Calla
     ending, clock, rng = Ending(), SystemClock(), SystemRng()
     tasks = Tasks(ending.fail)
     workers, store_workers = ThreadWorkers("work", WORKER_THREADS), ThreadWorkers("store", STORE_THREADS)
-    server_settings = ServerSettings(
-        config.server.addr.host, config.server.addr.port, config.server.reflection,
-        config.server.max_message_bytes, config.server.max_concurrent_rpcs,
-    )  # fmt: skip
-    api = ApiServer(server_settings)
+    api = ApiServer(_server_settings(config.server))
     api.bind()
     store = await open_store(config.state.dir, store_workers, clock.wall)
     runtime = ProcessRuntime(config.state.dir, workers, listener_inodes=listener_inodes)
@@ -95,16 +95,17 @@ async def serve(command_line: CommandLine, loaded: LoadedConfig, announce: Calla
     bus.listen(log_events)
     settings = Settings(config.supervision.settings(), config.leases.settings())
     supervisor = Supervisor(clock, rng, store, outside, settings, bus, tasks)
-    about = About(__version__, os.getpid(), clock.wall(), api.address, str(config.state.dir), str(loaded.file or ""))
+    about = about_us(loaded, api.address, clock.wall())
     controls = Controls(partial(describe_strings, loaded), partial(_read_again, command_line, loaded), ending.ask)
-    facade = Facade(supervisor, outside, clock, about, controls)
+    facade = Facade(supervisor, outside, store, clock, about, controls)
     try:
         _on_signals(ending, facade, tasks)
 
         async def begin() -> None:
             await supervisor.recover()
-            await declared.apply_at_start(supervisor, config.pools)
+            await declared.apply_at_start(supervisor, facade.versions, config.pools)
             await api.start(facade, rng)
+            _settle_memory()
             ending.serving.set()
             announce(api.address)
 
@@ -121,6 +122,33 @@ async def serve(command_line: CommandLine, loaded: LoadedConfig, announce: Calla
             left = await supervisor.close(ending.stop_engines)
     structlog.get_logger("poolmgr").info("daemon_stopped", engines_left_running=left)
     return 1 if ending.failure else 0
+
+
+def _settle_memory() -> None:
+    """What is there now stays: the collector need not look at it again. A call leaves hardly any cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+def _server_settings(server: Server) -> ServerSettings:
+    address = server.addr
+    return ServerSettings(
+        address.host, address.port, server.reflection, server.max_message_bytes, server.max_concurrent_rpcs
+    )
+
+
+def about_us(loaded: LoadedConfig, address: str, wall: float) -> About:
+    """`wall`: Unix seconds of now."""
+    state_dir, file, pid = str(loaded.config.state.dir), str(loaded.file or ""), os.getpid()
+    return About(__version__, pid, wall, address, state_dir, file, notes_on(pid))
+
+
+def notes_on(pid: int) -> tuple[str, ...]:
+    """What an operator has to know of this process."""
+    if pid == 1:
+        return ("the daemon is PID 1 of its container: engines cannot outlive it",)
+    return ()
 
 
 async def _unless_asked(ending: Ending, begin: Coroutine[object, object, None]) -> None:
@@ -185,8 +213,15 @@ async def _reload(ending: Ending, facade: Facade) -> None:
         )
 
 
+def _shelter() -> None:
+    """Asks the kernel to spare the daemon, and by inheritance its shims, where an engine eats all memory."""
+    with suppress(OSError):  # without the right to ask, it is one of many
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE_ADJUST)
+
+
 def run(command_line: CommandLine) -> int:
     """The daemon from its command line. Raises PoolmgrError for what keeps it from starting."""
+    _shelter()
     loaded = command_line.load()
     writer = configure(loaded.config.observability.log_level, loaded.config.observability.log_format)
 

@@ -6,7 +6,8 @@ The determinism seam: time, randomness, threads and blocking work reach `runtime
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
 from poolmgr.model.engine import (
@@ -20,7 +21,8 @@ from poolmgr.model.engine import (
     RecoveredEngine,
     Usage,
 )
-from poolmgr.model.pool import EngineName, PoolRecord, PoolSpec
+from poolmgr.model.lease import EndedLease, KeptLeases, Lease
+from poolmgr.model.pool import EngineName, PoolRecord, PoolSpec, StoredPool
 
 T = TypeVar("T")
 
@@ -31,6 +33,11 @@ class Timer(Protocol):
 
 class Clock(Protocol):
     """Two clocks: `now` in seconds on the boot-time clock, which counts suspend; `wall` in Unix seconds, for people."""
+
+    @property
+    def boot_id(self) -> str:
+        """Which boot `now` counts from."""
+        ...
 
     def now(self) -> float: ...
     def wall(self) -> float: ...
@@ -56,25 +63,67 @@ class Workers(Protocol):
 
 
 class Store(Protocol):
-    """Desired state. Each coroutine returns once the change is durable (synchronous=FULL).
+    """Desired state and history, in two classes of durability (architecture, State).
 
-    Raises EnvironmentFault(STORE_UNAVAILABLE) when a change could not be made durable; nothing is changed then.
+    Each coroutine returns once its change would survive a power cut. Changes are made durable in the order of the
+    calls; what gathers while one commit runs goes into the next. Raises EnvironmentFault(STORE_UNAVAILABLE) when a
+    change could not be made durable: nothing is changed then, but that after a failed fsync nobody can know. `record`
+    is the other class: on return its change survives the end of this process, and is void in another boot.
     """
 
     @property
     def epoch(self) -> int:
-        """How often this state directory was opened; durable before the store is handed out."""
+        """How often state was opened on this host; durable before the store is handed out, and never used twice."""
         ...
 
-    async def load(self) -> Sequence[PoolRecord]:
-        """The newest generation of every pool, by pool id."""
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What an operator should know of how this state was found: what was damaged and where it was put."""
         ...
 
-    async def put_pool(self, record: PoolRecord) -> None:
-        """Adds a generation; the last 20 of a pool are kept."""
+    async def load(self) -> Sequence[StoredPool]:
+        """Every pool, by pool id, with the generations that are kept."""
+        ...
+
+    async def put_pool(self, record: PoolRecord, state: str = "", keep: int = 0) -> None:
+        """Adds a generation, and what the pool remembers with it; the last 20 generations of a pool are kept.
+
+        `state` is opaque text; empty leaves what was put before. `keep`: a generation that is kept besides, for a pool
+        that went back to an old one.
+        """
+        ...
+
+    async def put_state(self, pool_id: str, state: str) -> None:
+        """Replaces what a pool remembers. No effect on a pool that is not stored."""
         ...
 
     async def delete_pool(self, pool_id: str) -> None: ...
+
+    async def reserve_fences(self) -> range:
+        """Fencing numbers that nobody was given before and nobody else will be: higher than all earlier ones of this
+        host, over crashes, reboots and lost databases (LEASE-2). Durable on return.
+        """
+        ...
+
+    def kept_leases(self) -> KeptLeases:
+        """The leases as the last daemon of this boot recorded them."""
+        ...
+
+    def vouch_for_leases(self) -> None:
+        """Nobody can hold a lease that is not recorded: `kept_leases` of the next store is `known` again."""
+        ...
+
+    def record(self, granted: Sequence[tuple[str, Lease]], ended: Sequence[EndedLease]) -> None:
+        """Records grants, as (pool id, lease), and ends; blocks for microseconds. On return both survive a SIGKILL.
+
+        Inside `batch` they do so when that ends. Raises EnvironmentFault(STORE_UNAVAILABLE); the grants are void then.
+        """
+        ...
+
+    def batch(self) -> AbstractContextManager[None]:
+        """Gathers what is recorded inside, to be written at once at its end. Raises there what `record` raises."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -131,11 +180,16 @@ class Runtime(Protocol):
         """Ends the shim, removes leaf and directory. Raises as `rest`, then knows the id. Unknown ids: no effect."""
         ...
 
-    async def recover(self) -> Sequence[RecoveredEngine]:
+    async def recover(self, engine_ids: Collection[str] | None = None) -> Sequence[RecoveredEngine]:
         """What engine directories say at the daemon's start. Starts, signals and removes no engine.
 
+        `engine_ids`: looks once more at these alone, which an earlier call has found and nobody has attached to.
         Raises EnvironmentFault(STATE_DIR) when they cannot be looked at.
         """
+        ...
+
+    async def probe_host(self) -> None:
+        """Raises EnvironmentFault(HOST_FAULT) when this host can start no engine at all (RST-6)."""
         ...
 
     def attach(self, engine_id: str, listener: EngineListener) -> None:
@@ -192,6 +246,10 @@ class EngineKind(Protocol):
 
     def readiness(self, spec: PoolSpec, port: int, timeout: float) -> ProbeTarget: ...
     def liveness(self, spec: PoolSpec, port: int, timeout: float) -> ProbeTarget: ...
+
+    def verification(self, spec: PoolSpec, port: int, timeout: float) -> ProbeTarget:
+        """The synthetic request that a ready engine has to answer before a reload commits to it (DRN-2)."""
+        ...
 
     async def describe(self, spec: PoolSpec, port: int, timeout: float) -> EngineFacts:
         """Asks a ready engine what it is; empty facts when it does not say."""

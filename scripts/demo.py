@@ -1,20 +1,23 @@
 """The main job, shown on a real engine: `make demo`.
 
-Makes a small random-weight model, starts the daemon, preloads a real llama.cpp server, leases a slot, completes text
-through the leased endpoint, kills the engine and watches the daemon bring it back, drains, and leaves nothing behind.
+Makes two small random-weight models, starts the daemon, preloads a real llama.cpp server, leases a slot, completes text
+through the leased endpoint, kills the engine and watches the daemon bring it back, reloads to the second model under a
+lease and rolls back, kills the daemon and starts another, drains, and leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from rich.table import Table
 
 from poolmgr.client import CallError, Client, LeaseRefused
 from poolmgr.testing.gguf import write_tiny_llama
+from poolmgr.v1 import lease_pb2
 from poolmgr.v1 import pool_pb2 as pb
 
 POOL = "demo"
@@ -46,22 +50,36 @@ def wait_for_address(log: Path, daemon: subprocess.Popen[bytes]) -> str:
     raise SystemExit(f"demo: the daemon did not start:\n{log.read_text()}")
 
 
-@contextmanager
-def running_daemon(directory: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def start_daemon(directory: Path, address: str = "127.0.0.1:0") -> tuple[str, subprocess.Popen[bytes]]:
     log = directory / "daemon.log"
-    state = directory / "state"
-    command = [sys.executable, "-m", "poolmgr", "--addr", "127.0.0.1:0", "--state-dir", str(state)]
+    command = [sys.executable, "-m", "poolmgr", "--addr", address, "--state-dir", str(directory / "state")]
     command += ["--set", "observability.log_format=json"]
     with log.open("wb") as output:
         daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    address = wait_for_address(log, daemon)
+    return wait_for_address(log, daemon), daemon
+
+
+@contextmanager
+def running_daemon(directory: Path) -> Iterator[str]:
+    address, _ = start_daemon(directory)
     try:
-        yield address, daemon
+        yield address
     finally:
         if not os.environ.get("KEEP"):
             with Client(address) as client:
+                pid = client.status().pid
                 client.shutdown(stop_engines=True)
-            daemon.wait(20)
+            wait_for_end(pid)
+
+
+def wait_for_end(pid: int) -> None:
+    """Of a process that may be nobody's child here."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    select.select([descriptor], [], [], 20)
+    os.close(descriptor)
 
 
 def get(endpoint: str, path: str, body: dict[str, object] | None = None) -> dict[str, object]:
@@ -129,6 +147,62 @@ def crash(client: Client) -> dict[str, float]:
     raise SystemExit("demo: the engine did not come back")
 
 
+def reload_and_back(client: Client, second: Path) -> dict[str, float]:
+    """To another model and back, while somebody holds a lease; seconds of each."""
+    times = {}
+    before = client.get_pool(POOL)
+    with client.lease(POOL, holder="demo") as lease:
+        spec = pb.PoolSpec()
+        spec.CopyFrom(before.spec)
+        spec.model.path = str(second)
+        begun = time.monotonic()
+        new = client.reload(POOL, spec, wait=SECONDS)
+        times["reload to READY"] = time.monotonic() - begun
+        if not new.ready or new.generation == before.generation:
+            raise SystemExit(f"demo: the reload failed: {new.last_error.reason}: {new.last_error.message}")
+        say(f"reloaded to generation {new.generation}: {get(new.endpoint, '/props')['model_path']}, pid {new.pid}")
+        answer = get(lease.endpoint, "/v1/completions", {"prompt": "hello", "max_tokens": 2})
+        say(f"the lease on generation {before.generation} still works: {answer['usage']}")
+    wait_for_pool(client, lambda pool: not pool.reload_phase)
+    begun = time.monotonic()
+    back = client.rollback(POOL, wait=SECONDS)
+    times["rollback to READY"] = time.monotonic() - begun
+    if not back.ready or back.generation != before.generation:
+        raise SystemExit(f"demo: the rollback failed: {back.last_error.reason}: {back.last_error.message}")
+    say(f"rolled back to generation {back.generation}: {get(back.endpoint, '/props')['model_path']}")
+    wait_for_pool(client, lambda pool: not pool.reload_phase)
+    return times
+
+
+def wait_for_pool(client: Client, reached: Callable[[pb.Pool], bool]) -> pb.Pool:
+    for change in client.watch_pools(pool_id=POOL):
+        for pool in [change.upsert] if change.HasField("upsert") else change.snapshot.pools:
+            if reached(pool):
+                return pool
+    raise SystemExit("demo: the watch ended")
+
+
+def next_daemon(directory: Path, address: str) -> float:
+    """kill -9 of the daemon while a lease is held; seconds until the next one answers. The lease goes on."""
+    with Client(address) as client:
+        pool, pid = client.get_pool(POOL), client.status().pid
+        lease = client.acquire(POOL, holder="demo", ttl=60)
+    say(f"kill -9 {pid}, which is the daemon")
+    os.kill(pid, signal.SIGKILL)
+    begun = time.monotonic()
+    wait_for_end(pid)
+    start_daemon(directory, address)
+    with Client(address) as client:
+        after = wait_for_pool(client, lambda pool: pool.ready)
+        seconds = time.monotonic() - begun
+        outcome = lease_pb2.Lease.Outcome.Name(client.renew(lease.lease_id, lease.token).outcome)
+        say(f"the next daemon has the same engine (pid {after.pid}), and the lease is {outcome}")
+        client.release(lease.lease_id, lease.token)
+    if (after.pid, after.restart_count, outcome) != (pool.pid, pool.restart_count, "RENEWED"):
+        raise SystemExit("demo: the engine or the lease was lost")
+    return seconds
+
+
 def drain(client: Client) -> float:
     begun = time.monotonic()
     pool = client.drain(POOL, wait=SECONDS)
@@ -151,37 +225,44 @@ def show(times: dict[str, float]) -> None:
 def main() -> None:
     signal.alarm(int(SECONDS) + 10)  # whatever hangs, the demo does not
     directory = Path(tempfile.mkdtemp(prefix="poolmgr-demo-"))
-    model = directory / "tiny.gguf"
-    write_tiny_llama(model)
-    say(f"model: {model} ({model.stat().st_size} bytes, random weights)")
-    with running_daemon(directory) as (address, daemon), Client(address) as client:
-        say(f"daemon: pid {daemon.pid} at {address}")
-        spec = pb.PoolSpec(
-            engine=pb.ENGINE_LLAMACPP, model=pb.Model(path=str(model), context_length=512), slots=2, device_mask="none"
-        )
-        client.create_pool(POOL, spec)
-        times = {"preload to READY": preload(client)}
-        times["lease"], times["completion"] = lease_and_complete(client)
-        seen = crash(client)
-        times["kill to detection"] = seen["detected"]
-        times["kill to BACKOFF"] = seen["BACKOFF"]
-        times["kill to READY again (1 s backoff)"] = seen["recovered"]
+    first, second = directory / "tiny.gguf", directory / "other.gguf"
+    for model in (first, second):
+        write_tiny_llama(model)
+    say(f"models: {first} and {second.name} ({first.stat().st_size} bytes, random weights)")
+    with running_daemon(directory) as address:
+        times = life_of_a_pool(directory, address, first, second)
         if os.environ.get("KEEP"):
             show(times)
             say(f"kept running; look at it: {BIN}/poolmgr --addr {address} pool list")
             say(f"end it: {BIN}/poolmgr --addr {address} shutdown --stop-engines")
             console.print("demo: ok")
             return
-        times["drain and stop"] = drain(client)
-        client.delete(POOL)
+        with Client(address) as client:
+            times["drain and stop"] = drain(client)
+            client.delete(POOL)
     show(times)
     left = leftovers(directory)
     if left:
         raise SystemExit(f"demo: left behind: {left}")
-    for file in sorted(directory.rglob("*"), reverse=True):
-        file.rmdir() if file.is_dir() else file.unlink()
-    directory.rmdir()
+    shutil.rmtree(directory)
     console.print("demo: ok")
+
+
+def life_of_a_pool(directory: Path, address: str, first: Path, second: Path) -> dict[str, float]:
+    """From creation to where it could be drained; what took how many seconds."""
+    with Client(address) as client:
+        say(f"daemon: pid {client.status().pid} at {address}")
+        model = pb.Model(path=str(first), context_length=512)
+        client.create_pool(POOL, pb.PoolSpec(engine=pb.ENGINE_LLAMACPP, model=model, slots=2, device_mask="none"))
+        times = {"preload to READY": preload(client)}
+        times["lease"], times["completion"] = lease_and_complete(client)
+        seen = crash(client)
+        times["kill to detection"] = seen["detected"]
+        times["kill to BACKOFF"] = seen["BACKOFF"]
+        times["kill to READY again (1 s backoff)"] = seen["recovered"]
+        times |= reload_and_back(client, second)
+    times["kill of the daemon to its successor's READY"] = next_daemon(directory, address)
+    return times
 
 
 def leftovers(directory: Path) -> list[str]:

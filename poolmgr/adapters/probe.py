@@ -6,6 +6,7 @@ The other side is not trusted: what it sends is bounded in size and time, and no
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -19,6 +20,8 @@ from poolmgr.model.engine import ProbeOutcome, ProbeResult, ProbeTarget
 HEAD_LIMIT = 64 * 1024
 BODY_LIMIT = 1024 * 1024
 READ_SIZE = 64 * 1024
+# Of the daemon or its host: descriptors, memory, local ports.
+OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
 
 T = TypeVar("T")
 
@@ -27,13 +30,14 @@ class NetworkProbe:
     """Implements `ports.Probe` over real sockets; holds no state, so one serves every pool."""
 
     async def __call__(self, target: ProbeTarget) -> ProbeResult:
-        """OK, LOADING or FAILED with a detail such as ``HTTP 404``, at the latest after `target.timeout` seconds."""
+        """Its outcome with a detail such as ``HTTP 404``, at the latest after `target.timeout` seconds."""
         try:
             return await _within(target.timeout, _ask(target))
         except TimeoutError:
             return _failed(f"no answer within {target.timeout:g} s")
         except _Refused as refused:
-            return _failed(str(refused))
+            local = isinstance(refused.__cause__, OSError) and refused.__cause__.errno in OUR_OWN
+            return ProbeResult(ProbeOutcome.NOT_ASKED if local else ProbeOutcome.FAILED, str(refused))
 
 
 async def http_get_json(host: str, port: int, path: str, timeout: float) -> object:

@@ -9,13 +9,19 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
 
+_DRAW_BYTES = 4096
+
 
 class SystemClock:
     """CLOCK_BOOTTIME, which goes on in suspend, and the host's wall clock."""
+
+    def __init__(self) -> None:
+        self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
 
     def now(self) -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -34,12 +40,18 @@ class SystemRng:
 
     def __init__(self) -> None:
         self._jitter = random.Random()  # seeded by the system
+        self._drawn = ""
+        self._used = 0
 
     def random(self) -> float:
         return self._jitter.random()
 
     def hex(self, nbytes: int) -> str:
-        return secrets.token_hex(nbytes)
+        if self._used + 2 * nbytes > len(self._drawn):
+            self._drawn, self._used = secrets.token_hex(max(_DRAW_BYTES, nbytes)), 0  # each draw is a system call
+        begin = self._used
+        self._used = begin + 2 * nbytes
+        return self._drawn[begin : self._used]
 
 
 class ThreadWorkers:

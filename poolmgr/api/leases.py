@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
 from poolmgr.api.guard import Context
 from poolmgr.api.paging import page
-from poolmgr.convert.common import timestamp_to_proto
+from poolmgr.api.session import LeaseSession
 from poolmgr.convert.lease import (
     ask_from_proto,
     granted_to_proto,
     lease_to_proto,
-    outcome_to_proto,
     refusal_to_proto,
     released_to_proto,
+    write_renewal,
 )
 from poolmgr.convert.pool import pool_id_from
 from poolmgr.model.lease import Lease
@@ -33,14 +36,19 @@ class LeaseServicer(lease_pb2_grpc.LeaseServiceServicer):
         return pb.AcquireLeaseResponse(refusal=refusal_to_proto(result))
 
     async def RenewLease(self, request: pb.RenewLeaseRequest, context: Context) -> pb.RenewLeaseResponse:
-        outcome, expires = self._facade.renew(request.lease_id, request.token)
-        response = pb.RenewLeaseResponse(outcome=outcome_to_proto(outcome))
-        if expires is not None:
-            response.expire_time.CopyFrom(timestamp_to_proto(expires + self._facade.wall_offset()))
+        response = pb.RenewLeaseResponse()
+        write_renewal(response, *self._facade.renew(request.lease_id, request.token), self._facade.wall_offset())
         return response
 
     async def ReleaseLease(self, request: pb.ReleaseLeaseRequest, context: Context) -> pb.ReleaseLeaseResponse:
         return released_to_proto(self._facade.release(request.lease_id, request.token))
+
+    async def Session(
+        self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
+    ) -> AsyncIterator[pb.SessionResponse]:
+        async with aclosing(LeaseSession(self._facade).responses(request_iterator)) as responses:
+            async for response in responses:
+                yield response
 
     async def ListLeases(self, request: pb.ListLeasesRequest, context: Context) -> pb.ListLeasesResponse:
         offset = self._facade.wall_offset()

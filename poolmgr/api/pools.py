@@ -6,18 +6,30 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import cast
 
+import grpc
 from google.protobuf import empty_pb2
+from google.protobuf.duration_pb2 import Duration
 
 from poolmgr.api.guard import Context
 from poolmgr.api.paging import page
 from poolmgr.convert.common import seconds_from
-from poolmgr.convert.pool import masked_spec, pool_id_from, pool_to_proto, spec_from_proto, spec_to_proto
+from poolmgr.convert.pool import (
+    generation_to_proto,
+    masked_spec,
+    pool_id_from,
+    pool_to_proto,
+    spec_from_proto,
+    spec_to_proto,
+    strategy_from_proto,
+)
 from poolmgr.errors import ClientError, Reason
 from poolmgr.model.pool import PoolSpec
 from poolmgr.runtime.bus import Change, PublishedPool, Resync
 from poolmgr.runtime.facade import Facade
 from poolmgr.v1 import pool_pb2 as pb
 from poolmgr.v1 import pool_pb2_grpc
+
+WatchContext = grpc.aio.ServicerContext[pb.WatchPoolsRequest, bytes]
 
 MAX_WAIT = 3600.0
 MAX_DEADLINE = 86400.0
@@ -60,18 +72,15 @@ class PoolServicer(pool_pb2_grpc.PoolServiceServicer):
         return encoded(await self._facade.update_pool(request.pool.pool_id, change))
 
     async def DeletePool(self, request: pb.DeletePoolRequest, context: Context) -> empty_pb2.Empty:
-        deadline = None
-        if request.HasField("drain_deadline"):
-            deadline = seconds_from(request.drain_deadline, 0.0, 0.0, MAX_DEADLINE, "drain_deadline")
-        await self._facade.delete(request.pool_id, deadline)
+        await self._facade.delete(request.pool_id, _drain_deadline(request))
         return empty_pb2.Empty()
 
     async def PreloadPool(self, request: pb.PreloadPoolRequest, context: Context) -> pb.Pool:
-        wait = seconds_from(request.wait, 0.0, 0.0, MAX_WAIT, "wait")
+        wait = _wait(request.wait)
         return encoded(await self._facade.preload(request.pool_id, wait))
 
     async def DrainPool(self, request: pb.DrainPoolRequest, context: Context) -> pb.Pool:
-        wait = seconds_from(request.wait, 0.0, 0.0, MAX_WAIT, "wait")
+        wait = _wait(request.wait)
         deadline = None
         if request.HasField("deadline"):
             deadline = seconds_from(request.deadline, 0.0, 0.0, MAX_DEADLINE, "deadline")
@@ -80,32 +89,51 @@ class PoolServicer(pool_pb2_grpc.PoolServiceServicer):
     async def UndrainPool(self, request: pb.UndrainPoolRequest, context: Context) -> pb.Pool:
         return encoded(await self._facade.undrain(request.pool_id))
 
+    async def ReloadPool(self, request: pb.ReloadPoolRequest, context: Context) -> pb.Pool:
+        spec = spec_from_proto(request.spec) if request.HasField("spec") else None
+        strategy, deadline = strategy_from_proto(request.strategy), _drain_deadline(request)
+        return encoded(await self._facade.reload_pool(request.pool_id, spec, strategy, deadline, _wait(request.wait)))
+
+    async def RollbackPool(self, request: pb.RollbackPoolRequest, context: Context) -> pb.Pool:
+        deadline, wait = _drain_deadline(request), _wait(request.wait)
+        return encoded(await self._facade.rollback_pool(request.pool_id, request.generation, deadline, wait))
+
+    async def ListPoolGenerations(
+        self, request: pb.ListPoolGenerationsRequest, context: Context
+    ) -> pb.ListPoolGenerationsResponse:
+        kept = await self._facade.generations(request.pool_id)
+        views, token = page(kept, lambda view: f"{view.generation:010d}", request.page_size, request.page_token)
+        return pb.ListPoolGenerationsResponse(
+            generations=[generation_to_proto(view) for view in views], next_page_token=token
+        )
+
     async def StopPool(self, request: pb.StopPoolRequest, context: Context) -> pb.Pool:
-        wait = seconds_from(request.wait, 0.0, 0.0, MAX_WAIT, "wait")
+        wait = _wait(request.wait)
         grace = seconds_from(request.grace, 0.0, 0.0, MAX_GRACE, "grace") if request.HasField("grace") else None
         return encoded(await self._facade.stop(request.pool_id, grace, wait))
 
     async def ResetBreaker(self, request: pb.ResetBreakerRequest, context: Context) -> pb.Pool:
         return encoded(await self._facade.reset_breaker(request.pool_id))
 
-    async def WatchPools(self, request: pb.WatchPoolsRequest, context: Context) -> AsyncIterator[pb.WatchPoolsResponse]:
+    async def WatchPools(  # type: ignore[override] # its messages go out serialised: see `server`
+        self, request: pb.WatchPoolsRequest, context: WatchContext
+    ) -> None:
+        """One change goes to many watchers, and is encoded once."""
         only, after = request.pool_id, request.from_revision - 1
         if only:
             self._facade.pool(only)
         while True:
             if after < 0:
                 after = self._facade.bus.revision
-                yield self._snapshot(only, after)
+                await context.write(self._snapshot(only, after).SerializeToString())
             async with aclosing(self._facade.watch(after)) as changes:
                 async for batch in changes:
                     if isinstance(batch, Resync):
-                        revision = self._facade.bus.revision
-                        yield pb.WatchPoolsResponse(
-                            resync=pb.WatchPoolsResponse.Resync(reason=batch.reason, revision=revision)
-                        )
+                        resync = pb.WatchPoolsResponse.Resync(reason=batch.reason, revision=self._facade.bus.revision)
+                        await context.write(pb.WatchPoolsResponse(resync=resync).SerializeToString())
                         break
                     for response in _responses(batch, only):
-                        yield response
+                        await context.write(response)
             after = -1
 
     def _snapshot(self, only: str, revision: int) -> pb.WatchPoolsResponse:
@@ -128,15 +156,29 @@ class PoolServicer(pool_pb2_grpc.PoolServiceServicer):
                 yield pb.TailLogsResponse(lines=batch)
 
 
-def _responses(batch: Sequence[Change], only: str) -> Sequence[pb.WatchPoolsResponse]:
+def _wait(message: Duration) -> float:
+    return seconds_from(message, 0.0, 0.0, MAX_WAIT, "wait")
+
+
+def _drain_deadline(request: pb.DeletePoolRequest | pb.ReloadPoolRequest | pb.RollbackPoolRequest) -> float | None:
+    """None: the spec's."""
+    if not request.HasField("drain_deadline"):
+        return None
+    return seconds_from(request.drain_deadline, 0.0, 0.0, MAX_DEADLINE, "drain_deadline")
+
+
+def _responses(batch: Sequence[Change], only: str) -> Sequence[bytes]:
     """What a watcher of `only` (or of all) is sent for a batch; a bookmark where the end of it is not for them."""
-    responses = [
-        pb.WatchPoolsResponse(upsert=encoded(c.pool))
-        if c.pool is not None
-        else pb.WatchPoolsResponse(delete=pb.WatchPoolsResponse.Deletion(pool_id=c.pool_id, revision=c.revision))
-        for c in batch
-        if not only or c.pool_id == only
-    ]
+    responses = [_response(change) for change in batch if not only or change.pool_id == only]
     if only and batch[-1].pool_id != only:
-        responses.append(pb.WatchPoolsResponse(bookmark=batch[-1].revision))
+        responses.append(pb.WatchPoolsResponse(bookmark=batch[-1].revision).SerializeToString())
     return responses
+
+
+def _response(change: Change) -> bytes:
+    if change.pool is None:
+        deletion = pb.WatchPoolsResponse.Deletion(pool_id=change.pool_id, revision=change.revision)
+        return pb.WatchPoolsResponse(delete=deletion).SerializeToString()
+    if change.pool.watched is None:
+        change.pool.watched = pb.WatchPoolsResponse(upsert=encoded(change.pool)).SerializeToString()
+    return change.pool.watched

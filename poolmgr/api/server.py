@@ -18,7 +18,7 @@ from poolmgr.api.pools import PoolServicer
 from poolmgr.errors import EnvironmentFault, Reason
 from poolmgr.ports import Rng
 from poolmgr.runtime.facade import Facade
-from poolmgr.v1 import admin_pb2_grpc, engine_pb2_grpc, lease_pb2_grpc, pool_pb2_grpc
+from poolmgr.v1 import admin_pb2_grpc, engine_pb2_grpc, lease_pb2_grpc, pool_pb2, pool_pb2_grpc
 
 SERVICES = (
     "poolmgr.v1.PoolService",
@@ -67,6 +67,14 @@ class _GenericOnly:
         """Nothing: the generic handlers answer."""
 
 
+def _watching(pools: Any) -> grpc.GenericRpcHandler:
+    """WatchPools as it is served: its messages come serialised."""
+    handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_stream_rpc_method_handler(
+        pools.WatchPools, request_deserializer=pool_pb2.WatchPoolsRequest.FromString, response_serializer=None
+    )
+    return grpc.method_handlers_generic_handler("poolmgr.v1.PoolService", {"WatchPools": handler})
+
+
 class ApiServer:
     """`address` is host:port as bound, once `start` has returned."""
 
@@ -98,7 +106,9 @@ class ApiServer:
         def guarded(servicer: object) -> Any:
             return cast(Any, Guarded(servicer, rng))
 
-        pool_pb2_grpc.add_PoolServiceServicer_to_server(guarded(PoolServicer(facade)), server)
+        pools = PoolServicer(facade)
+        self._server.add_generic_rpc_handlers((_watching(guarded(pools)),))  # goes before the generated one
+        pool_pb2_grpc.add_PoolServiceServicer_to_server(guarded(pools), server)
         lease_pb2_grpc.add_LeaseServiceServicer_to_server(guarded(LeaseServicer(facade)), server)
         engine_pb2_grpc.add_EngineServiceServicer_to_server(guarded(EngineServicer(facade)), server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(guarded(AdminServicer(facade)), server)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from poolmgr import __version__
-from poolmgr.cli import config, daemon, lease, pool
+from poolmgr.cli import config, daemon, engine, lease, pool
 from poolmgr.cli.session import Address, Json
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 daemon.register(app)
 app.add_typer(pool.app, name="pool")
+app.add_typer(engine.app, name="engine")
 app.add_typer(lease.app, name="lease")
 app.add_typer(config.app, name="config")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
@@ -13,9 +13,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-if TYPE_CHECKING:
-    from poolmgr.v1 import pool_pb2
 
 # A pipe has no width; rich would cut at 80 columns what grep is to find.
 PIPE_WIDTH: Final = 240
@@ -71,8 +68,7 @@ def plain(text: str) -> Text:
     return Text("".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text))
 
 
-def state_text(pool: pool_pb2.Pool) -> Text:
-    name = type(pool).State.Name(pool.state)
+def state_text(name: str) -> Text:
     return Text(name, style=_COLOURS.get(name, "yellow"))
 
 

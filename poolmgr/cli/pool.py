@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poolmgr.cli.flags import EngineChoice, RestartChoice, SpecFlags
+from poolmgr.cli import flags
+from poolmgr.cli.flags import SpecFlags, StrategyChoice
 from poolmgr.cli.session import REFUSED, Session, command, report
 
 if TYPE_CHECKING:
@@ -19,42 +19,34 @@ app = typer.Typer(no_args_is_help=True, help="Declare, start, drain, stop and lo
 PoolId = Annotated[str, typer.Argument(metavar="POOL", help="The pool's id.")]
 Wait = Annotated[float, typer.Option("--wait", min=0, metavar="SECONDS", help="Wait until done, at most so long.")]
 
+DrainDeadline = Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Else the spec's.")]
+
 
 @command(app)
 def create(
     session: Session,
     pool_id: Annotated[str, typer.Argument(metavar="POOL", help="Its id: 1 to 63 of a-z, 0-9 and -.")],
-    engine: Annotated[EngineChoice | None, typer.Option(help="Else what --model or --command mean.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Model file on the daemon's host.")] = None,
-    context: Annotated[int | None, typer.Option(min=0, help="Tokens of context per slot.")] = None,
-    slots: Annotated[int | None, typer.Option(min=1, help="Requests that may be leased at once.")] = None,
-    program: Annotated[str | None, typer.Option("--command", help="Executable: absolute, or on PATH.")] = None,
-    args: Annotated[list[str] | None, typer.Option("--arg", help="One more argument; {port} is the port.")] = None,
-    env: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="One more variable.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Preferred port.")] = None,
-    labels: Annotated[list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="For people.")] = None,
-    restart: Annotated[RestartChoice | None, typer.Option(help="When its engine ends.")] = None,
-    file: Annotated[Path | None, typer.Option(help="TOML, as a pool in the configuration, or JSON.")] = None,
+    engine: flags.Engine = None,
+    model: flags.Model = None,
+    context: flags.Context = None,
+    slots: flags.Slots = None,
+    program: flags.Program = None,
+    args: flags.Args = None,
+    env: flags.Env = None,
+    port: flags.Port = None,
+    labels: flags.Labels = None,
+    restart: flags.Restart = None,
+    file: flags.File = None,
     preload: Annotated[bool, typer.Option("--preload", help="Start it at once and after every restart.")] = False,
     wait: Wait = 0.0,
 ) -> None:
     """Declares a pool. The same again changes nothing; the same id with another spec is refused."""
     from poolmgr.cli.spec import spec_from
 
-    flags = SpecFlags(
-        engine=engine,
-        model=model,
-        context=context,
-        slots=slots,
-        command=program,
-        args=args or (),
-        env=env or (),
-        port=port,
-        labels=labels or (),
-        restart=restart,
-        preload=preload,
+    said = SpecFlags(
+        engine, model, context, slots, program, args or (), env or (), port, labels or (), restart, preload
     )
-    spec = spec_from(file, flags)
+    spec = spec_from(file, said)
     if wait and not spec.preload:
         raise typer.BadParameter("--wait needs --preload: nothing is started without it")
     with session.client() as client:
@@ -92,7 +84,7 @@ def preload(session: Session, pool_id: PoolId, wait: Wait = 0.0) -> None:
 def drain(
     session: Session,
     pool_id: PoolId,
-    deadline: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Else the spec's.")] = None,
+    deadline: DrainDeadline = None,
     wait: Wait = 0.0,
 ) -> None:
     """Gives no more leases, lets running ones finish, then stops."""
@@ -109,6 +101,73 @@ def undrain(session: Session, pool_id: PoolId) -> None:
     """Cancels a drain."""
     with session.client() as client:
         _show(session, client.undrain(pool_id))
+
+
+@command(app)
+def reload(
+    session: Session,
+    pool_id: PoolId,
+    engine: flags.Engine = None,
+    model: flags.Model = None,
+    context: flags.Context = None,
+    slots: flags.Slots = None,
+    program: flags.Program = None,
+    args: flags.Args = None,
+    env: flags.Env = None,
+    port: flags.Port = None,
+    labels: flags.Labels = None,
+    restart: flags.Restart = None,
+    file: flags.File = None,
+    strategy: Annotated[StrategyChoice, typer.Option(help="Which engine goes first.")] = StrategyChoice.AUTO,
+    drain_deadline: DrainDeadline = None,
+    wait: Wait = 0.0,
+) -> None:
+    """Moves a pool to a changed spec, or restarts it as it is when nothing is said of one.
+
+    Options change the pool's spec as it is, a file replaces it. With --wait, fails when the pool stays what it was.
+    """
+    from poolmgr.cli.progress import following
+    from poolmgr.cli.spec import strategy_from, updated_spec
+
+    said = SpecFlags(engine, model, context, slots, program, args or (), env or (), port, labels or (), restart)
+    with session.client() as client:
+        before = client.get_pool(pool_id)
+        spec = updated_spec(before.spec, file, said)
+        with following(session, pool_id):
+            pool = client.reload(
+                pool_id, spec, strategy=strategy_from(strategy), drain_deadline=drain_deadline, wait=wait
+            )
+    _show(session, pool)
+    _require_moved(before, pool, wait)
+
+
+@command(app)
+def rollback(
+    session: Session,
+    pool_id: PoolId,
+    generation: Annotated[int, typer.Option(min=0, help="As `pool generations` shows it; else the last good one.")] = 0,
+    drain_deadline: DrainDeadline = None,
+    wait: Wait = 0.0,
+) -> None:
+    """Goes back to a generation that is kept. With --wait, fails when the pool stays what it was."""
+    from poolmgr.cli.progress import following
+
+    with following(session, pool_id), session.client() as client:
+        before = client.get_pool(pool_id)
+        pool = client.rollback(pool_id, generation, drain_deadline=drain_deadline, wait=wait)
+    _show(session, pool)
+    _require_moved(before, pool, wait)
+
+
+@command(app)
+def generations(session: Session, pool_id: PoolId) -> None:
+    """Lists the versions of a pool's spec that are kept, oldest first."""
+    from poolmgr.cli import show
+    from poolmgr.v1 import pool_pb2
+
+    with session.client() as client:
+        found = client.generations(pool_id)
+    session.answer(pool_pb2.ListPoolGenerationsResponse(generations=found), show.generations)
 
 
 @command(app)
@@ -129,7 +188,7 @@ def stop(
 def delete(
     session: Session,
     pool_id: PoolId,
-    drain_deadline: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Else the spec's.")] = None,
+    drain_deadline: DrainDeadline = None,
 ) -> None:
     """Drains, stops and forgets a pool; done when it is gone."""
     from poolmgr.cli.progress import following
@@ -201,3 +260,18 @@ def _require(pool: pool_pb2.Pool, state: str, wait: float) -> None:
             pool.last_error.reason or "POOL_STATE",
         )
         raise typer.Exit(REFUSED)
+
+
+def _require_moved(before: pool_pb2.Pool, pool: pool_pb2.Pool, wait: float) -> None:
+    """Who waited for a reload that failed, or is not over, must see that from the exit code."""
+    if not wait:
+        return
+    error, name = pool.last_error, f"pool {pool.pool_id}"
+    if pool.reload_phase not in ("", "retiring"):
+        message = f"{name} is still {pool.reload_phase} on its way to generation {pool.reload_generation}"
+        report(f"{message} after {wait:g} s", "RELOAD_IN_PROGRESS")
+    elif error.reason and error != before.last_error:
+        report(f"{name} stays at generation {pool.generation}: {error.message}", error.reason)
+    else:
+        return
+    raise typer.Exit(REFUSED)

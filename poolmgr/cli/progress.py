@@ -47,6 +47,8 @@ def _follow(watcher: Client, pool_id: str, bar: Progress, task: TaskID) -> None:
 def describe(pool: pool_pb2.Pool) -> str:
     """One line: the state, and what the pool waits for."""
     parts = [pool.pool_id, pool_pb2.Pool.State.Name(pool.state)]
+    if pool.reload_phase:
+        parts.append(f"{pool.reload_phase}, to generation {pool.reload_generation}")
     if pool.draining:
         parts.append(f"{pool.active_leases} leases left")
     parts += [pool.progress.phase, bytes_text(pool.progress.bytes_done), pool.progress.message]

@@ -1,4 +1,4 @@
-"""How pools, leases and the daemon look on a terminal."""
+"""How pools, engines, leases and the daemon look on a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.text import Text
 
 from poolmgr.cli.output import bytes_text, console, plain, print_fields, print_table, state_text, time_text
 from poolmgr.convert.common import seconds
-from poolmgr.v1 import admin_pb2, lease_pb2, pool_pb2
+from poolmgr.v1 import admin_pb2, engine_pb2, lease_pb2, pool_pb2
 
 
 def pools(found: pool_pb2.ListPoolsResponse) -> None:
@@ -24,10 +24,10 @@ def pool(one: pool_pb2.Pool) -> None:
     print_fields(
         [
             ("pool", one.pool_id),
-            ("state", state_text(one)),
+            ("state", _state(one.state)),
             ("reason", one.state_reason),
             ("progress", f"{one.progress.phase} {bytes_text(one.progress.bytes_done)} {one.progress.message}".strip()),
-            ("engine", f"{_engine(one)} {one.engine_version}".strip()),
+            ("engine", f"{_engine(one.engine)} {one.engine_version}".strip()),
             ("endpoint", one.endpoint),
             ("pid", str(one.pid or "")),
             ("slots", f"{one.slots_free} free of {one.slots_total}"),
@@ -36,6 +36,7 @@ def pool(one: pool_pb2.Pool) -> None:
             ("load time", f"{seconds(one.load_time):.2f} s" if one.HasField("load_time") else ""),
             ("memory", bytes_text(one.memory_bytes)),
             ("generation", f"{one.generation}, by {one.origin}" if one.origin else str(one.generation)),
+            ("reload", f"{one.reload_phase}, to generation {one.reload_generation}" if one.reload_phase else ""),
             ("restarts", str(one.restart_count)),
             ("breaker", pool_pb2.Pool.BreakerState.Name(one.breaker_state) if one.breaker_state else ""),
             ("next start", time_text(one.backoff_until)),
@@ -48,10 +49,53 @@ def pool(one: pool_pb2.Pool) -> None:
     )
 
 
+def generations(found: pool_pb2.ListPoolGenerationsResponse) -> None:
+    columns = ("GENERATION", "CREATED", "ENGINE", "RUNS", "SLOTS", "STATE")
+    print_table(
+        columns,
+        (
+            (
+                str(one.generation),
+                time_text(one.create_time),
+                _engine(one.spec.engine),
+                one.spec.model.path or " ".join((one.spec.command, *one.spec.args)),
+                str(one.spec.slots),
+                ", ".join(_standing(one)),
+            )
+            for one in found.generations
+        ),
+    )
+
+
+def engines(found: engine_pb2.ListEnginesResponse) -> None:
+    if not found.engines:
+        console().print("no engines; `poolmgr pool preload` starts one", highlight=False)
+        return
+    columns = ("ENGINE", "POOL", "GENERATION", "STATE", "KIND", "FREE", "ENDPOINT", "PID", "RUN BY", "HEARTBEAT")
+    print_table(
+        columns,
+        (
+            (
+                one.engine_id,
+                one.pool_id,
+                str(one.generation),
+                _state(one.state),
+                f"{_engine(one.engine)} {one.engine_version}".strip(),
+                f"{one.slots_free}/{one.slots_total}",
+                one.endpoint,
+                str(one.pid or ""),
+                "itself" if one.registered else "poolmgr",
+                time_text(one.last_heartbeat),
+            )
+            for one in found.engines
+        ),
+    )
+
+
 def change(response: pool_pb2.WatchPoolsResponse) -> None:
     """One line per pool of the event; nothing for a bookmark."""
     for one in (*response.snapshot.pools, *([response.upsert] if response.HasField("upsert") else ())):
-        _line(one.revision, one.pool_id, state_text(one), one.state_reason)
+        _line(one.revision, one.pool_id, _state(one.state), one.state_reason)
     if response.HasField("delete"):
         _line(response.delete.revision, response.delete.pool_id, Text("deleted"))
     if response.HasField("resync"):
@@ -125,8 +169,8 @@ def reload(one: admin_pb2.ReloadConfigResponse) -> None:
 def _row(one: pool_pb2.Pool) -> Sequence[str | Text]:
     return (
         one.pool_id,
-        state_text(one),
-        _engine(one),
+        _state(one.state),
+        _engine(one.engine),
         f"{one.slots_free}/{one.slots_total}",
         str(one.active_leases),
         one.endpoint,
@@ -136,8 +180,23 @@ def _row(one: pool_pb2.Pool) -> Sequence[str | Text]:
     )
 
 
-def _engine(one: pool_pb2.Pool) -> str:
-    return pool_pb2.Engine.Name(one.engine).removeprefix("ENGINE_").lower()
+def _standing(one: pool_pb2.PoolGeneration) -> Iterable[str]:
+    if one.current:
+        yield "current"
+    elif not one.committed:
+        yield "never served"
+    if one.rolled_back:
+        yield f"rolled back {one.rolled_back}×"
+    if one.blocked:
+        yield "blocked"
+
+
+def _state(state: pool_pb2.Pool.State.ValueType) -> Text:
+    return state_text(pool_pb2.Pool.State.Name(state))
+
+
+def _engine(engine: pool_pb2.Engine.ValueType) -> str:
+    return pool_pb2.Engine.Name(engine).removeprefix("ENGINE_").lower()
 
 
 def _line(revision: int, pool_id: str, what: Text, why: str = "") -> None:

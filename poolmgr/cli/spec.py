@@ -13,7 +13,7 @@ import typer
 from google.protobuf.json_format import ParseDict, ParseError
 from pydantic import ValidationError
 
-from poolmgr.cli.flags import SpecFlags
+from poolmgr.cli.flags import SpecFlags, StrategyChoice
 from poolmgr.config.schema import Section
 from poolmgr.convert.pool import spec_to_proto
 from poolmgr.model.pool import PoolSpec
@@ -22,7 +22,23 @@ from poolmgr.v1 import pool_pb2 as pb
 
 def spec_from(file: Path | None, flags: SpecFlags) -> pb.PoolSpec:
     """What the file says, with the flags over it. Raises typer.BadParameter."""
-    spec = spec_from_file(file) if file else pb.PoolSpec()
+    return _over(spec_from_file(file) if file else pb.PoolSpec(), flags)
+
+
+def updated_spec(current: pb.PoolSpec, file: Path | None, flags: SpecFlags) -> pb.PoolSpec | None:
+    """The flags over the file, or over the current spec where there is none. None: nothing is said of a spec."""
+    if file is None and flags == SpecFlags():
+        return None
+    return spec_from(file, flags) if file else _over(current, flags)
+
+
+def strategy_from(choice: StrategyChoice) -> pb.ReloadStrategy.ValueType:
+    return pb.ReloadStrategy.Value(f"RELOAD_{choice.name}")
+
+
+def _over(base: pb.PoolSpec, flags: SpecFlags) -> pb.PoolSpec:
+    spec = pb.PoolSpec()
+    spec.CopyFrom(base)
     spec.MergeFrom(
         pb.PoolSpec(
             engine=_engine(flags, spec),
@@ -37,6 +53,8 @@ def spec_from(file: Path | None, flags: SpecFlags) -> pb.PoolSpec:
             preload=flags.preload,
         )
     )
+    if base.model.path and spec.model.path != base.model.path:
+        spec.model.digest = ""  # it was that of the other model
     if flags.args:
         spec.ClearField("args")
         spec.args.extend(flags.args)

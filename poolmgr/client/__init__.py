@@ -10,5 +10,17 @@ threads at once; it must not be used across a fork.
 from poolmgr.client.client import DEFAULT_ADDRESS, Client
 from poolmgr.client.errors import CallError, LeaseRefused
 from poolmgr.client.held import HeldLease
+from poolmgr.client.session import LeaseSession, acquiring, granted, releasing, renewing
 
-__all__ = ["DEFAULT_ADDRESS", "CallError", "Client", "HeldLease", "LeaseRefused"]
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "CallError",
+    "Client",
+    "HeldLease",
+    "LeaseRefused",
+    "LeaseSession",
+    "acquiring",
+    "granted",
+    "releasing",
+    "renewing",
+]

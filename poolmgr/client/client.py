@@ -15,6 +15,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from poolmgr.client.errors import LeaseRefused, call_error
 from poolmgr.client.held import HeldLease
+from poolmgr.client.session import LeaseSession
 from poolmgr.convert.common import duration_to_proto, optional_duration
 from poolmgr.v1 import admin_pb2, engine_pb2, lease_pb2, pool_pb2
 from poolmgr.v1.admin_pb2_grpc import AdminServiceStub
@@ -43,9 +44,10 @@ _IDEMPOTENT: Final[Mapping[str, Sequence[str]]] = {
         "DrainPool",
         "StopPool",
         "ResetBreaker",
+        "ListPoolGenerations",
     ),
     "LeaseService": ("AcquireLease", "RenewLease", "ReleaseLease", "ListLeases"),
-    "EngineService": ("ListEngines",),
+    "EngineService": ("ListEngines", "RegisterEngine"),
     "AdminService": ("GetStatus", "GetConfig", "ReloadConfig"),
 }
 _RETRIES: Final = {
@@ -82,6 +84,11 @@ T = TypeVar("T")
 
 class _Unary(Protocol[Q, A]):
     def __call__(self, request: Q, timeout: float | None = None) -> A: ...
+
+
+class _Stream(Protocol[A]):
+    def __iter__(self) -> Iterator[A]: ...
+    def cancel(self) -> object: ...
 
 
 class Client:
@@ -152,6 +159,49 @@ class Client:
     def undrain(self, pool_id: str) -> pool_pb2.Pool:
         return self._call(self._pools.UndrainPool, pool_pb2.UndrainPoolRequest(pool_id=pool_id))
 
+    def reload(
+        self,
+        pool_id: str,
+        spec: pool_pb2.PoolSpec | None = None,
+        *,
+        strategy: pool_pb2.ReloadStrategy.ValueType = pool_pb2.RELOAD_AUTO,
+        drain_deadline: float | None = None,
+        wait: float = 0.0,
+    ) -> pool_pb2.Pool:
+        """Moves it to a new spec; None restarts the same. A reload that fails leaves the pool as it was: look at its
+        `generation` and `last_error`. `drain_deadline`: seconds for the old engine's leases, None for the spec's.
+        """
+        request = pool_pb2.ReloadPoolRequest(
+            pool_id=pool_id,
+            spec=spec,
+            strategy=strategy,
+            drain_deadline=optional_duration(drain_deadline),
+            wait=duration_to_proto(wait),
+        )
+        return self._call(self._pools.ReloadPool, request, wait)
+
+    def rollback(
+        self, pool_id: str, generation: int = 0, *, drain_deadline: float | None = None, wait: float = 0.0
+    ) -> pool_pb2.Pool:
+        """Goes back to a generation that is kept, 0 for the last good one; the rest as `reload`."""
+        request = pool_pb2.RollbackPoolRequest(
+            pool_id=pool_id,
+            generation=generation,
+            drain_deadline=optional_duration(drain_deadline),
+            wait=duration_to_proto(wait),
+        )
+        return self._call(self._pools.RollbackPool, request, wait)
+
+    def generations(self, pool_id: str) -> list[pool_pb2.PoolGeneration]:
+        """Those that are kept, oldest first."""
+
+        def page(token: str) -> tuple[Sequence[pool_pb2.PoolGeneration], str]:
+            request = pool_pb2.ListPoolGenerationsRequest(pool_id=pool_id, page_token=token)
+            answer = self._call(self._pools.ListPoolGenerations, request)
+            return answer.generations, answer.next_page_token
+
+        return _all_pages(page)
+
     def stop(self, pool_id: str, *, grace: float | None = None, wait: float = 0.0) -> pool_pb2.Pool:
         """`grace`: seconds from SIGTERM to the kill, None for the daemon's."""
         request = pool_pb2.StopPoolRequest(
@@ -216,6 +266,10 @@ class Client:
         finally:
             held.close()
 
+    def session(self) -> LeaseSession:
+        """A stream for leases by the batch: `with client.session() as session: session.run(operations)`."""
+        return LeaseSession(self._leases.Session, self.address, self._timeout)
+
     def list_leases(self, pool_id: str = "") -> list[lease_pb2.Lease]:
         """Live leases in the order of their grant, without their tokens; of every pool unless one is named."""
 
@@ -235,6 +289,20 @@ class Client:
             return answer.engines, answer.next_page_token
 
         return _all_pages(page)
+
+    def register_engine(self, request: engine_pb2.RegisterEngineRequest) -> pool_pb2.Pool:
+        """Tells of an engine that runs by itself; fields that are not set stay as they were. Then send heartbeats."""
+        return self._call(self._engines.RegisterEngine, request)
+
+    def heartbeats(self, requests: Iterator[engine_pb2.HeartbeatRequest]) -> Iterator[engine_pb2.HeartbeatResponse]:
+        """Sends what `requests` gives, as it gives it, and yields the answers: when to send the next, and what to do.
+
+        Ends when `requests` does. Raises CallError; an engine is not lost by that before its ttl is over.
+        """
+        return self._stream(self._engines.Heartbeat, requests)
+
+    def deregister_engine(self, engine_id: str) -> None:
+        self._call(self._engines.DeregisterEngine, engine_pb2.DeregisterEngineRequest(engine_id=engine_id))
 
     def status(self) -> admin_pb2.Status:
         return self._call(self._admin.GetStatus, admin_pb2.GetStatusRequest())
@@ -257,7 +325,7 @@ class Client:
         except grpc.RpcError as error:
             raise call_error(error, self.address) from error
 
-    def _stream(self, method: grpc.UnaryStreamMultiCallable[Q, A], request: Q) -> Iterator[A]:
+    def _stream(self, method: Callable[[Q], _Stream[A]], request: Q) -> Iterator[A]:
         call = method(request)
         try:
             yield from call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -12,6 +13,8 @@ from grpc_status import rpc_status
 from poolmgr.convert.common import seconds
 from poolmgr.errors import Reason
 from poolmgr.v1 import lease_pb2
+
+_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class CallError(Exception):
@@ -55,6 +58,13 @@ def call_error(error: grpc.RpcError, address: str) -> CallError:
         message = f"cannot reach poolmgr at {address}: {message}"
         return CallError(Reason.UNREACHABLE.value, message, {"address": address}, code)
     return CallError(code.name, message, {}, code)
+
+
+def result_error(error: lease_pb2.LeaseError) -> CallError:
+    """Of one operation of a session."""
+    retry_after = seconds(error.retry_after) if error.HasField("retry_after") else None
+    code = _CODES.get(error.code, grpc.StatusCode.UNKNOWN)
+    return CallError(error.reason, error.message, error.metadata, code, retry_after)
 
 
 def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, float | None]:

@@ -90,7 +90,7 @@ class State(Section):
 
 
 class Supervision(Section):
-    """Defaults of PRE-2, PRE-3, PROC-3, LIVE-1, RST-1, RST-2, RST-4 and DRN-1.
+    """Defaults of PRE-2, PRE-3, PROC-3, LIVE-1, RST-1, RST-2, RST-4, RST-5, DRN-1 and ENG-1.
 
     `drain_deadline_secs` is for declared pools that name no deadline of their own.
     """
@@ -120,6 +120,12 @@ class Supervision(Section):
     restart_warn: Count = 5
     restart_window_secs: Seconds = 60.0
     oom_storm_limit: Count = 5
+    flapping_limit: Count = 6
+    flapping_window_secs: Seconds = 21_600.0
+    slow_loop_limit: Count = 24
+    slow_loop_window_secs: Seconds = 86_400.0
+    heartbeat_interval_secs: Seconds = 10.0
+    heartbeat_ttl_secs: Seconds = 30.0
 
     @model_validator(mode="after")
     def _ordered(self) -> Supervision:
@@ -160,6 +166,12 @@ class Supervision(Section):
             restart_rate_warn=self.restart_warn,
             restart_window=self.restart_window_secs,
             oom_storm_limit=self.oom_storm_limit,
+            flapping_limit=self.flapping_limit,
+            flapping_window=self.flapping_window_secs,
+            slow_loop_limit=self.slow_loop_limit,
+            slow_loop_window=self.slow_loop_window_secs,
+            heartbeat_interval=self.heartbeat_interval_secs,
+            heartbeat_ttl=self.heartbeat_ttl_secs,
         )
 
 

@@ -62,6 +62,13 @@ def write_timestamp(message: Timestamp, unix_seconds: float) -> None:
     message.nanos = micros * 1000
 
 
+def count_from(value: int, low: int, high: int, name: str) -> int:
+    """A whole number in [low, high]. INVALID_ARGUMENT outside of the range."""
+    if not low <= value <= high:
+        raise invalid(name, f"is {value}, it must be {low} to {high}", value=value, low=low, high=high)
+    return value
+
+
 def optional_duration(value: float | None) -> Duration | None:
     return None if value is None else duration_to_proto(value)
 

@@ -50,8 +50,13 @@ def lease_to_proto(pool_id: str, lease: Lease, wall_offset: float, with_token: b
 def granted_to_proto(pool_id: str, lease: Lease, wall_offset: float) -> pb.AcquireLeaseResponse:
     """The answer to its holder. Written in place: a message given to the constructor of another is copied."""
     response = pb.AcquireLeaseResponse()
-    _write_lease(response.lease, pool_id, lease, wall_offset, True)
+    write_grant(response, pool_id, lease, wall_offset)
     return response
+
+
+def write_grant(message: pb.AcquireLeaseResponse, pool_id: str, lease: Lease, wall_offset: float) -> None:
+    """`granted_to_proto` into a message that is there already."""
+    _write_lease(message.lease, pool_id, lease, wall_offset, True)
 
 
 def _write_lease(message: pb.Lease, pool_id: str, lease: Lease, wall_offset: float, with_token: bool) -> None:
@@ -75,13 +80,18 @@ def refusal_to_proto(refusal: Refusal) -> pb.Refusal:
     )
 
 
+def write_renewal(
+    message: pb.RenewLeaseResponse, outcome: LeaseOutcome, expires: float | None, wall_offset: float
+) -> None:
+    """`expires`: on the boot-time clock, None unless the lease was renewed."""
+    message.outcome = OUTCOMES[outcome]
+    if expires is not None:
+        write_timestamp(message.expire_time, expires + wall_offset)
+
+
 def released_to_proto(outcome: LeaseOutcome) -> pb.ReleaseLeaseResponse:
     """The answer to a release; one message for each outcome, which nobody changes."""
     return _RELEASED[outcome]
-
-
-def outcome_to_proto(outcome: LeaseOutcome) -> pb.Lease.Outcome.ValueType:
-    return OUTCOMES[outcome]
 
 
 def _holder(holder: str) -> str:

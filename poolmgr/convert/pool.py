@@ -23,6 +23,7 @@ from poolmgr.model.limits import is_pool_id, spec_problems
 from poolmgr.model.pool import (
     BreakerState,
     EngineName,
+    GenerationView,
     ModelSpec,
     PoolError,
     PoolSpec,
@@ -30,6 +31,7 @@ from poolmgr.model.pool import (
     PoolView,
     ProbeKind,
     ProbeSpec,
+    ReloadStrategy,
     RestartMode,
     SupervisionOverrides,
 )
@@ -43,16 +45,21 @@ MAX_MESSAGE: Final = 1024
 
 ENGINES: Final = enum_table(EngineName, pb.Engine.Value, "ENGINE_")
 RESTARTS: Final = enum_table(RestartMode, pb.RestartMode.Value, "RESTART_")
+STRATEGIES: Final = enum_table(ReloadStrategy, pb.ReloadStrategy.Value, "RELOAD_")
 STATES: Final = enum_table(PoolState, pb.Pool.State.Value)
 BREAKERS: Final = enum_table(BreakerState, pb.Pool.BreakerState.Value)
 PROBES: Final[dict[ProbeKind, pb.Probe.Kind.ValueType]] = {
     ProbeKind.DEFAULT: pb.Probe.KIND_UNSPECIFIED,
     **enum_table((kind for kind in ProbeKind if kind is not ProbeKind.DEFAULT), pb.Probe.Kind.Value),
 }
-_ENGINE_NAMES = {value: member for member, value in ENGINES.items()}
+ENGINE_NAMES: Final = {value: member for member, value in ENGINES.items()}
 _RESTART_MODES = {
     pb.RESTART_UNSPECIFIED: RestartMode.ON_FAILURE,
     **{value: member for member, value in RESTARTS.items()},
+}
+_RELOAD_STRATEGIES = {
+    pb.RELOAD_UNSPECIFIED: ReloadStrategy.AUTO,
+    **{value: member for member, value in STRATEGIES.items()},
 }
 _OVERRIDES = tuple(field.name for field in fields(SupervisionOverrides))
 _DRAIN_DEFAULT = PoolSpec(EngineName.COMMAND).drain_deadline
@@ -72,7 +79,7 @@ def spec_from_proto(spec: pb.PoolSpec) -> PoolSpec:
     if spec.runtime not in (pb.RUNTIME_UNSPECIFIED, pb.RUNTIME_PROCESS):
         raise invalid("spec.runtime", f"is unknown ({spec.runtime})", value=spec.runtime)
     made = PoolSpec(
-        engine=enum_from(_ENGINE_NAMES, spec.engine, "spec.engine"),
+        engine=enum_from(ENGINE_NAMES, spec.engine, "spec.engine"),
         model=_model_from_proto(spec.model),
         command=spec.command,
         args=tuple(spec.args),
@@ -91,6 +98,11 @@ def spec_from_proto(spec: pb.PoolSpec) -> PoolSpec:
     )
     _check_values(made)
     return made
+
+
+def strategy_from_proto(value: pb.ReloadStrategy.ValueType) -> ReloadStrategy:
+    """AUTO where nothing is said. Raises ClientError(INVALID_ARGUMENT)."""
+    return enum_from(_RELOAD_STRATEGIES, value, "strategy")
 
 
 def masked_spec(current: PoolSpec, update: pb.PoolSpec, paths: Sequence[str]) -> PoolSpec:
@@ -165,6 +177,20 @@ def pool_to_proto(view: PoolView) -> pb.Pool:
         memory_bytes=view.memory_bytes,
         origin=view.origin.value,
         waiting=view.waiting,
+        reload_phase=view.reload_phase,
+        reload_generation=view.reload_generation,
+    )
+
+
+def generation_to_proto(view: GenerationView) -> pb.PoolGeneration:
+    return pb.PoolGeneration(
+        generation=view.generation,
+        spec=spec_to_proto(view.spec),
+        create_time=timestamp_to_proto(view.create_time),
+        current=view.current,
+        committed=view.committed,
+        rolled_back=view.rolled_back,
+        blocked=view.blocked,
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from poolmgr.core import restart
+from poolmgr.core.effects import CountDeath, CountRestart, KillTree, NoteName, Terminate
 from poolmgr.core.lifecycle import Trigger
-from poolmgr.core.messages import CountRestart, Exited, KillTree, NoteName, StartRefused, Terminate
+from poolmgr.core.memo import Judged
+from poolmgr.core.messages import Exited, Found, StartRefused
 from poolmgr.core.starting import rest, start
-from poolmgr.core.state import Turn
+from poolmgr.core.state import Home, Turn
 from poolmgr.errors import Reason
 from poolmgr.model.engine import CrashCause, ExitRecord
 from poolmgr.model.pool import PoolError, PoolState, RestartMode
@@ -19,6 +21,11 @@ def refused(turn: Turn, fact: StartRefused) -> None:
         _settle_down(turn)
         return
     turn.note(NoteName.START_FAILED, reason=fact.reason, message=fact.message, permanent=fact.permanent)
+    if fact.reason == Reason.HOST_FAULT:  # nobody's failure; asked again in a while
+        again = turn.at.now + turn.pool.settings.host_probe_interval
+        turn.set(then=Trigger.RETRY, resume_at=again, last_error=PoolError(fact.reason, fact.message, turn.at.wall))
+        _settle_down(turn)
+        return
     error = PoolError(fact.reason, fact.message, turn.at.wall)
     _judge(turn, error, permanent=fact.permanent)
     _settle_down(turn)
@@ -27,6 +34,7 @@ def refused(turn: Turn, fact: StartRefused) -> None:
 def stop(turn: Turn, grace: float, reason: str) -> None:
     """Our own end of a pool: SIGTERM, then the kill after `grace` seconds. Never counted as a failure."""
     state = turn.pool.state
+    _judged(turn)
     turn.set(policy=restart.ended_well(turn.pool.policy, turn.at.now, turn.pool.settings), drain_until=None)
     if state in (PoolState.BACKOFF, PoolState.PARKED):
         turn.go(Trigger.HALT, reason, resume_at=None)
@@ -34,6 +42,13 @@ def stop(turn: Turn, grace: float, reason: str) -> None:
         return
     turn.go(Trigger.STOP, reason, then=Trigger.HALT)
     _end_process(turn, grace)
+
+
+def _judged(turn: Turn) -> None:
+    """The end of this run is accounted for, whoever finds the engine dead later."""
+    run = turn.pool.engine
+    if run is not None:
+        turn.set(judged=Judged(run.engine_id, run.pid, run.ticks))
 
 
 def hurry(turn: Turn, grace: float | None) -> None:
@@ -82,8 +97,12 @@ def exited(turn: Turn, fact: Exited) -> None:
     turn.do(KillTree(run.engine_id))
     if state is PoolState.STOPPING:
         return
+    if run.ready_at is not None:
+        turn.do(CountDeath())
     where = "before it was ready" if state is PoolState.STARTING else f"after {turn.at.now - run.started:.1f} s"
     diagnosis = fact.diagnosis
+    if diagnosis is not None and diagnosis.permanent and state is not PoolState.STARTING:
+        diagnosis = None  # what keeps an engine from starting is not what ended one that served
     error = PoolError(
         reason=diagnosis.reason if diagnosis else cause_of(fact.record),
         message=_text_of(fact.record, where) + (f": {diagnosis.message}" if diagnosis else ""),
@@ -97,28 +116,55 @@ def exited(turn: Turn, fact: Exited) -> None:
     if graceful and turn.pool.spec.restart is not RestartMode.ALWAYS:
         _ended_by_itself(turn)
     else:
-        permanent = diagnosis is not None and diagnosis.permanent and state is PoolState.STARTING
-        fail(turn, error, grace=0.0, permanent=permanent)
+        fail(turn, error, grace=0.0, permanent=diagnosis is not None and diagnosis.permanent)
 
 
 def _ended_by_itself(turn: Turn) -> None:
     then = Trigger.RESUME if turn.pool.then is Trigger.RESUME else Trigger.HALT
     policy = restart.ended_well(turn.pool.policy, turn.at.now, turn.pool.settings)
+    _judged(turn)
+    if turn.pool.state is not PoolState.DRAINING:  # there it was about to be stopped anyway
+        turn.set(wanted=then is Trigger.RESUME)
     turn.go(Trigger.FAIL, "the engine exited with code 0", then=then, policy=policy, drain_until=None)
+
+
+def found(turn: Turn, fact: Found, home: Home) -> None:
+    """It ended while no daemon ran: judged as if that were now, unless an earlier daemon has done so (PROC-6)."""
+    turn.set(home=home)
+    run = Judged(fact.engine_id, fact.pid, fact.ticks)
+    if fact.exited is None or not turn.pool.wanted or turn.pool.judged == run or not fact.pid:
+        return
+    record, diagnosis = fact.exited.record, fact.exited.diagnosis
+    if diagnosis is not None and diagnosis.permanent:
+        diagnosis = None  # whether it had served by then is not known; the next start will tell
+    turn.set(judged=run)
+    if record.exit_code == 0 and turn.pool.spec.restart is not RestartMode.ALWAYS:
+        turn.set(then=Trigger.HALT, wanted=False)
+        return
+    error = PoolError(
+        reason=diagnosis.reason if diagnosis else cause_of(record),
+        message=_text_of(record, "while no daemon ran") + (f": {diagnosis.message}" if diagnosis else ""),
+        at=turn.at.wall,
+        log_tail=fact.exited.log_tail,
+        exit=record,
+    )
+    turn.note(NoteName.ENGINE_CRASHED, reason=error.reason, message=error.message, uptime_seconds=0.0)
+    _judge(turn, error, permanent=False)
 
 
 def fail(turn: Turn, error: PoolError, grace: float, permanent: bool = False) -> None:
     """The run is over or unfit: decide what comes next, then end what is left of it."""
     draining, then, main_alive = turn.pool.state is PoolState.DRAINING, turn.pool.then, _main_alive(turn)
+    _judged(turn)
     turn.note(
         NoteName.ENGINE_CRASHED,
         reason=error.reason,
         message=error.message,
         uptime_seconds=round(error.uptime or 0.0, 3),
     )
-    if draining:  # it was about to be stopped anyway
+    if draining or not turn.pool.wanted:  # it was about to be stopped anyway
         policy = restart.ended_well(turn.pool.policy, turn.at.now, turn.pool.settings)
-        turn.set(last_error=error, then=then, policy=policy)
+        turn.set(last_error=error, then=then if draining else Trigger.HALT, policy=policy)
     else:
         _judge(turn, error, permanent)
     turn.go(Trigger.FAIL, f"{error.reason}: {error.message}", drain_until=None)
@@ -137,7 +183,7 @@ def _judge(turn: Turn, error: PoolError, permanent: bool) -> None:
     if pool.home and error.reason == Reason.PORT_TAKEN:
         turn.set(home=replace(pool.home, fresh_port=True))
     if permanent or pool.spec.restart is RestartMode.NEVER:
-        turn.set(then=Trigger.PARK if permanent else Trigger.HALT, resume_at=None)
+        turn.set(then=Trigger.PARK if permanent else Trigger.HALT, resume_at=None, wanted=permanent)
         turn.set(policy=restart.ended_well(pool.policy, at.now, pool.settings))
         return
     decision = restart.failed(
@@ -146,8 +192,8 @@ def _judge(turn: Turn, error: PoolError, permanent: bool) -> None:
     )  # fmt: skip
     turn.set(
         policy=decision.policy,
-        resume_at=decision.resume_at,
-        then=Trigger.PARK if decision.opened else Trigger.RETRY,
+        resume_at=None if decision.parked else decision.resume_at,
+        then=Trigger.PARK if decision.opened or decision.parked else Trigger.RETRY,
         restart_count=pool.restart_count + 1,
     )
     turn.do(CountRestart())
@@ -167,6 +213,10 @@ def _note_decision(turn: Turn, decision: restart.Decision) -> None:
         turn.note(NoteName.RESTART_STORM, scope=decision.opened_by, **evidence)
     elif max(decision.rate, turn.at.host_restarts + 1) > s.restart_rate_warn:
         turn.note(NoteName.RESTART_RATE_HIGH, **evidence)
+    if decision.flapping:
+        turn.note(
+            NoteName.FLAPPING, failures=decision.flapping, window_seconds=s.flapping_window, parked=decision.parked
+        )
     if decision.oom_storm:
         turn.note(NoteName.OOM_STORM, ooms=len(decision.policy.ooms), window_seconds=s.restart_window)
     if decision.opened_by:
@@ -190,7 +240,7 @@ def gone(turn: Turn) -> None:
     if turn.pool.engine is not None and turn.pool.engine.main_alive:
         # The tree cannot be empty while its root runs; the exit will come first.
         return
-    turn.set(engine=None)
+    turn.set(engine=None, held_until=None)  # whatever leases were out on it are void with it
     _settle_down(turn)
 
 

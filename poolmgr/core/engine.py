@@ -5,20 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from poolmgr.core import restart
-from poolmgr.core.ending import exited, fail, gone, refused
+from poolmgr.core.effects import NoteName, RunProbe
+from poolmgr.core.ending import exited, fail, found, gone, refused
 from poolmgr.core.lifecycle import Trigger
-from poolmgr.core.messages import (
-    Adopted,
-    Exited,
-    Found,
-    InDoubt,
-    NoteName,
-    Probed,
-    RunProbe,
-    Spawned,
-    StartRefused,
-    TreeEmpty,
-)
+from poolmgr.core.messages import Adopted, Cleared, Exited, Found, InDoubt, Probed, Spawned, StartRefused, TreeEmpty
 from poolmgr.core.starting import slot_limit, spawned
 from poolmgr.core.state import EngineRun, Home, Pool, ProbeTimer, Turn
 from poolmgr.errors import Reason
@@ -31,7 +21,7 @@ PROGRESS_LOG_BYTES = 512
 PROGRESS_READ_BYTES = 64 * 1024
 PROGRESS_RSS_BYTES = 256 * 1024
 
-Fact = Spawned | StartRefused | Adopted | InDoubt | Found | Probed | Exited | TreeEmpty
+Fact = Spawned | StartRefused | Adopted | InDoubt | Found | Cleared | Probed | Exited | TreeEmpty
 
 
 def observe(turn: Turn, fact: Fact) -> None:  # noqa: C901 - flat match
@@ -42,9 +32,11 @@ def observe(turn: Turn, fact: Fact) -> None:  # noqa: C901 - flat match
         case StartRefused():
             refused(turn, fact)
         case InDoubt(engine_id, detail):
-            turn.go(Trigger.DOUBTED, detail, home=_home(turn, engine_id))
-        case Found(engine_id):
-            turn.set(home=_home(turn, engine_id))
+            _doubted(turn, engine_id, detail)
+        case Cleared():
+            _cleared(turn)
+        case Found():
+            found(turn, fact, _home(turn, fact.engine_id))
         case Probed():
             _probed(turn, fact)
         case Exited():
@@ -52,6 +44,17 @@ def observe(turn: Turn, fact: Fact) -> None:  # noqa: C901 - flat match
         case TreeEmpty(engine_id):
             if turn.pool.engine is not None and turn.pool.engine.engine_id == engine_id:
                 gone(turn)
+
+
+def _doubted(turn: Turn, engine_id: str, detail: str) -> None:
+    turn.go(Trigger.DOUBTED, detail, home=_home(turn, engine_id))
+    turn.note(NoteName.POOL_IN_DOUBT, detail=detail)
+
+
+def _cleared(turn: Turn) -> None:
+    """An operator has ended what was in doubt."""
+    if turn.pool.state is PoolState.UNKNOWN:
+        turn.go(Trigger.HALT, "nothing is left of what was in doubt", wanted=False)
 
 
 def _home(turn: Turn, engine_id: str) -> Home:
@@ -89,7 +92,7 @@ def watch(turn: Turn) -> None:
     turn.set_engine(probe=probe)
     readiness = turn.pool.state is PoolState.STARTING
     asked = turn.pool.spec.readiness if readiness else turn.pool.spec.liveness
-    turn.do(RunProbe(probe.serial, readiness, asked.timeout or turn.pool.settings.health_check_timeout))
+    turn.do(RunProbe(run.engine_id, probe.serial, readiness, asked.timeout or turn.pool.settings.health_check_timeout))
 
 
 def _forgive_pause(turn: Turn) -> None:
@@ -114,7 +117,9 @@ def _start_too_slow(turn: Turn) -> None:
 
 def _probed(turn: Turn, fact: Probed) -> None:
     run = turn.pool.engine
-    if run is None or run.probe.sent is None or fact.serial != run.probe.serial or not run.main_alive:
+    if run is None or run.engine_id != fact.engine_id or run.probe.sent is None or not run.main_alive:
+        return
+    if fact.serial != run.probe.serial:
         return
     turn.set_engine(
         usage=fact.usage,
@@ -160,7 +165,7 @@ def _ready(turn: Turn, fact: Probed) -> None:
     turn.set_engine(ready_at=now, facts=fact.facts or run.facts, ready_usage=fact.usage)
     home = replace(pool.home, proven=True) if pool.home else None
     turn.go(Trigger.BECAME_READY, "serving", policy=restart.became_healthy(pool.policy, now), home=home)
-    turn.set(leases=replace(pool.leases, slots=slot_limit(turn.pool)))
+    turn.set(leases=pool.leases._replace(slots=slot_limit(turn.pool)))
     turn.note(
         NoteName.POOL_READY,
         duration_ms=int((now - run.started) * 1000),
@@ -180,7 +185,7 @@ def _judge_health(turn: Turn, fact: Probed, run: EngineRun) -> None:
     lag = max(run.probe.late, turn.at.now - sent - timeout)
     if fact.result.outcome is ProbeOutcome.OK:
         turn.set_engine(probe=replace(run.probe, failures=0))
-    elif lag <= s.loop_lag_limit:
+    elif lag <= s.loop_lag_limit and fact.result.outcome is not ProbeOutcome.NOT_ASKED:
         turn.set_engine(probe=replace(run.probe, failures=run.probe.failures + 1))
         limit = turn.pool.spec.liveness.failure_threshold or s.health_check_failures
         if run.probe.failures + 1 >= limit:

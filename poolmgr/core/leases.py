@@ -8,10 +8,11 @@ so that a late release or renew gets a true answer at bounded cost.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from math import inf
+from typing import NamedTuple
 
-from poolmgr.model.lease import Lease, LeaseAsk, LeaseOutcome, Refusal, RefusalReason
+from poolmgr.model.lease import EndedLease, Lease, LeaseAsk, LeaseOutcome, Refusal, RefusalReason
 from poolmgr.model.settings import LeaseSettings
 
 # A release copies the newest leaf only, and an old revision of the pool that a watcher may still want keeps that copy.
@@ -31,22 +32,19 @@ class Waiter:
         return (-self.ask.priority, self.serial)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What an ask is told: exactly one per ask, at once or later."""
 
     lease_id: str
     result: Lease | Refusal
 
 
-@dataclass(frozen=True, slots=True)
-class Tombstone:
+class Tombstone(NamedTuple):
     token: str
     outcome: LeaseOutcome
 
 
-@dataclass(frozen=True, slots=True)
-class Grantor:
+class Grantor(NamedTuple):
     """What a grant needs from around the table: the serving engine, and the first fencing number to use."""
 
     endpoint: str
@@ -54,25 +52,28 @@ class Grantor:
     fence: int
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseTable:
+NO_LEASES: Mapping[str, Lease] = {}
+
+
+class LeaseTable(NamedTuple):
     """Immutable; every function below returns a new one. `slots` is the limit that holds now.
 
     `quiet_until`: no slot and no waiter falls due before (boot-time seconds); it may be too early, never too late.
-    `ended`: leaves of tombstones, newest first.
+    `ended`: leaves of tombstones, newest first. `elsewhere`: slots of the pool that are leased on its other engine.
     """
 
     slots: int
-    live: Mapping[str, Lease] = field(default_factory=dict)
+    live: Mapping[str, Lease] = NO_LEASES
     waiters: tuple[Waiter, ...] = ()
     asked: int = 0
     quiet_until: float = inf
     ended: tuple[Mapping[str, Tombstone], ...] = ()
+    elsewhere: int = 0
 
     @property
     def free(self) -> int:
         """Never below zero, also when the limit was lowered under what is leased."""
-        return max(0, self.slots - len(self.live))
+        return max(0, self.slots - self.elsewhere - len(self.live))
 
 
 def find(table: LeaseTable, ask: LeaseAsk, now: float) -> Lease | None:
@@ -83,6 +84,11 @@ def find(table: LeaseTable, ask: LeaseAsk, now: float) -> Lease | None:
         if lease.request_id == ask.request_id and lease.holder == ask.holder and lease.expires > now:
             return lease
     return None
+
+
+def knows(table: LeaseTable, lease_id: str) -> bool:
+    """Whether this lease is, or was, one of the table's."""
+    return lease_id in table.live or any(lease_id in leaf for leaf in table.ended)
 
 
 def grant(table: LeaseTable, ask: LeaseAsk, by: Grantor, now: float) -> tuple[LeaseTable, Lease]:
@@ -99,7 +105,7 @@ def grant(table: LeaseTable, ask: LeaseAsk, by: Grantor, now: float) -> tuple[Le
         ask.request_id,
     )
     live, quiet_until = {**table.live, lease.lease_id: lease}, min(table.quiet_until, lease.expires)
-    return LeaseTable(table.slots, live, table.waiters, table.asked, quiet_until, table.ended), lease
+    return LeaseTable(table.slots, live, table.waiters, table.asked, quiet_until, table.ended, table.elsewhere), lease
 
 
 def enqueue(table: LeaseTable, ask: LeaseAsk, now: float, settings: LeaseSettings) -> tuple[LeaseTable, list[Answer]]:
@@ -117,7 +123,7 @@ def enqueue(table: LeaseTable, ask: LeaseAsk, now: float, settings: LeaseSetting
     superseded = Refusal(RefusalReason.POOL_FULL, f"a later try of request {ask.request_id} waits in its place")
     answers = [Answer(w.ask.lease_id, superseded) for w in replaced]
     quiet_until = min(table.quiet_until, now + ask.wait)
-    return replace(table, waiters=tuple(waiters), asked=table.asked + 1, quiet_until=quiet_until), answers
+    return table._replace(waiters=tuple(waiters), asked=table.asked + 1, quiet_until=quiet_until), answers
 
 
 def _same_request(one: LeaseAsk, other: LeaseAsk) -> bool:
@@ -126,7 +132,7 @@ def _same_request(one: LeaseAsk, other: LeaseAsk) -> bool:
 
 def forget_waiter(table: LeaseTable, lease_id: str) -> LeaseTable:
     """The client went away."""
-    return replace(table, waiters=tuple(w for w in table.waiters if w.ask.lease_id != lease_id))
+    return table._replace(waiters=tuple(w for w in table.waiters if w.ask.lease_id != lease_id))
 
 
 def serve(table: LeaseTable, by: Grantor, now: float) -> tuple[LeaseTable, list[Answer]]:
@@ -135,7 +141,7 @@ def serve(table: LeaseTable, by: Grantor, now: float) -> tuple[LeaseTable, list[
     while table.free and table.waiters:
         first, *rest = table.waiters
         table, lease = grant(
-            replace(table, waiters=tuple(rest)), first.ask, replace(by, fence=by.fence + len(answers)), now
+            table._replace(waiters=tuple(rest)), first.ask, by._replace(fence=by.fence + len(answers)), now
         )
         answers.append(Answer(lease.lease_id, lease))
     return table, answers
@@ -148,8 +154,8 @@ def renew(table: LeaseTable, lease_id: str, token: str, now: float) -> tuple[Lea
         return table, _outcome_of_ended(table, lease_id, token), None
     if lease.expires <= now:
         return table, LeaseOutcome.EXPIRED, None
-    extended = replace(lease, expires=now + lease.ttl)
-    return replace(table, live={**table.live, lease_id: extended}), LeaseOutcome.RENEWED, extended.expires
+    extended = lease._replace(expires=now + lease.ttl)
+    return table._replace(live={**table.live, lease_id: extended}), LeaseOutcome.RENEWED, extended.expires
 
 
 def release(
@@ -177,7 +183,33 @@ def _end(table: LeaseTable, leases: Iterable[Lease], remembered: LeaseOutcome, s
             newest, older = {}, (newest, *older)
         newest[lease.lease_id] = Tombstone(lease.token, remembered)
     ended = (newest, *older)[: max(1, settings.tombstones // per_leaf)]
-    return LeaseTable(table.slots, live, table.waiters, table.asked, table.quiet_until, ended)
+    return LeaseTable(table.slots, live, table.waiters, table.asked, table.quiet_until, ended, table.elsewhere)
+
+
+def restore(
+    table: LeaseTable, live: Iterable[Lease], ended: Iterable[EndedLease], now: float, settings: LeaseSettings
+) -> LeaseTable:
+    """What an earlier daemon of this boot granted, each for one full ttl from now, also above the limit (LEASE-3)."""
+    kept = {lease.lease_id: lease._replace(expires=now + lease.ttl) for lease in live}
+    leaf = {e.lease_id: Tombstone(e.token, e.outcome) for e in ended}
+    first = min((lease.expires for lease in kept.values()), default=inf)
+    table = table._replace(live={**table.live, **kept}, quiet_until=min(table.quiet_until, first))
+    return table._replace(ended=(leaf, *table.ended)) if leaf else table
+
+
+def ended_since(before: LeaseTable, after: LeaseTable) -> tuple[EndedLease, ...]:
+    """The leases of `before` that are over in `after`, with what is told of them from now on."""
+    return tuple(
+        EndedLease(lease.lease_id, lease.token, _outcome_of_ended(after, lease.lease_id, lease.token))
+        for lease in before.live.values()
+        if lease.lease_id not in after.live
+    )
+
+
+def remember(table: LeaseTable, other: LeaseTable, settings: LeaseSettings) -> LeaseTable:
+    """`table` with the tombstones of the other engine's, which goes."""
+    leaves = max(1, settings.tombstones // TOMBSTONES_PER_LEAF)
+    return table._replace(ended=(*table.ended, *other.ended)[:leaves]) if other.ended else table
 
 
 def revoke(table: LeaseTable, settings: LeaseSettings) -> LeaseTable:
@@ -189,7 +221,7 @@ def refuse_waiters(
     table: LeaseTable, reason: RefusalReason, message: str, retry_after: float | None
 ) -> tuple[LeaseTable, list[Answer]]:
     refusal = Refusal(reason, message, retry_after)
-    return replace(table, waiters=()), [Answer(w.ask.lease_id, refusal) for w in table.waiters]
+    return table._replace(waiters=()), [Answer(w.ask.lease_id, refusal) for w in table.waiters]
 
 
 def expire(
@@ -203,9 +235,9 @@ def expire(
         table = _end(table, over, LeaseOutcome.EXPIRED, settings)
     late = [w for w in table.waiters if w.deadline <= now]
     if late:
-        table = replace(table, waiters=tuple(w for w in table.waiters if w.deadline > now))
+        table = table._replace(waiters=tuple(w for w in table.waiters if w.deadline > now))
     answers = [Answer(w.ask.lease_id, Refusal(reason, f"no slot within {w.ask.wait:g} s")) for w in late]
-    return replace(table, quiet_until=_next_end(table, settings)), answers
+    return table._replace(quiet_until=_next_end(table, settings)), answers
 
 
 def _next_end(table: LeaseTable, settings: LeaseSettings) -> float:

@@ -7,6 +7,7 @@
 
 A failed or stopping engine leaves through STOPPING, which lasts until no process of its tree is left. That is why
 BACKOFF, PARKED and STOPPED never own a process (PRE-8), and why a start can never meet the engine before it (PROC-7).
+An engine that registers itself has no process of ours: its pool passes through STOPPING within one step.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ class Trigger(StrEnum):
     RETRY = "RETRY"  # no process is left, another start is due later
     PARK = "PARK"  # no process is left, no start without an operator or a trial
     RESUME = "RESUME"  # the time of the next start has come
+    # Of engines that register themselves, which take these and BECAME_READY, DRAIN, UNDRAIN, STOP and HALT only.
+    HEARD = "HEARD"  # it told of itself
+    UNREADY = "UNREADY"  # it says that it is not ready, or is to be probed anew
+    LOSE = "LOSE"  # it is silent, or its probes failed
 
 
 TRANSITIONS: Mapping[tuple[PoolState, Trigger], PoolState] = {
@@ -42,6 +47,8 @@ TRANSITIONS: Mapping[tuple[PoolState, Trigger], PoolState] = {
     (S.PENDING, Trigger.ADOPTED): S.STARTING,
     (S.PENDING, Trigger.DOUBTED): S.UNKNOWN,
     (S.PENDING, Trigger.HALT): S.STOPPED,
+    (S.PENDING, Trigger.RETRY): S.BACKOFF,
+    (S.PENDING, Trigger.PARK): S.PARKED,
     (S.PROVISIONING, Trigger.SPAWNED): S.STARTING,
     (S.PROVISIONING, Trigger.STOP): S.STOPPING,
     (S.PROVISIONING, Trigger.RETRY): S.BACKOFF,
@@ -66,6 +73,16 @@ TRANSITIONS: Mapping[tuple[PoolState, Trigger], PoolState] = {
     (S.PARKED, Trigger.RESUME): S.PROVISIONING,
     (S.PARKED, Trigger.HALT): S.STOPPED,
     (S.UNKNOWN, Trigger.HALT): S.STOPPED,
+    (S.PENDING, Trigger.HEARD): S.STARTING,
+    (S.PENDING, Trigger.LOSE): S.LOST,
+    (S.STARTING, Trigger.LOSE): S.LOST,
+    (S.READY, Trigger.UNREADY): S.STARTING,
+    (S.READY, Trigger.LOSE): S.LOST,
+    (S.DRAINING, Trigger.UNREADY): S.STARTING,
+    (S.DRAINING, Trigger.LOSE): S.LOST,
+    (S.STOPPED, Trigger.LOSE): S.LOST,
+    (S.LOST, Trigger.HEARD): S.STARTING,
+    (S.LOST, Trigger.STOP): S.STOPPING,
 }
 
 
@@ -95,13 +112,15 @@ def _row(act: set[PoolState], done: set[PoolState]) -> dict[PoolState, Verdict]:
 
 
 COMMANDS: Mapping[Command, Mapping[PoolState, Verdict]] = {
-    Command.PRELOAD: _row({S.PENDING, S.STOPPED}, {S.PROVISIONING, S.STARTING, S.READY, S.BACKOFF}),
+    Command.PRELOAD: _row({S.PENDING, S.STOPPED}, {S.PROVISIONING, S.STARTING, S.READY, S.BACKOFF, S.LOST}),
     Command.DRAIN: _row(
-        {S.PROVISIONING, S.STARTING, S.READY, S.BACKOFF, S.PARKED}, {S.PENDING, S.STOPPED, S.STOPPING, S.DRAINING}
+        {S.PROVISIONING, S.STARTING, S.READY, S.BACKOFF, S.PARKED, S.LOST},
+        {S.PENDING, S.STOPPED, S.STOPPING, S.DRAINING},
     ),
     Command.UNDRAIN: _row({S.DRAINING}, {S.READY}),
     Command.STOP: _row(
-        {S.PROVISIONING, S.STARTING, S.READY, S.DRAINING, S.BACKOFF, S.PARKED}, {S.PENDING, S.STOPPED, S.STOPPING}
+        {S.PROVISIONING, S.STARTING, S.READY, S.DRAINING, S.BACKOFF, S.PARKED, S.LOST},
+        {S.PENDING, S.STOPPED, S.STOPPING},
     ),
 }
 

@@ -1,19 +1,18 @@
-"""What goes into `pool.step` (commands and observed facts) and what comes out of it (effects)."""
+"""What goes into `pool.step`: commands and observed facts. What comes out of it is in `core.effects`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from poolmgr.core.leases import Answer
+from poolmgr.core.memo import RegisteredEngine
 from poolmgr.model.engine import Diagnosis, EngineFacts, ExitRecord, ProbeResult, Usage
-from poolmgr.model.lease import LeaseAsk, LeaseOutcome
-from poolmgr.model.pool import PoolSpec
+from poolmgr.model.lease import EndedLease, Lease, LeaseAsk
+from poolmgr.model.pool import PoolSpec, ReloadStrategy
+from poolmgr.model.registration import Beat
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """All of the outside that a decision may use.
 
     `now`: boot-time seconds. `wall`: Unix seconds, for people. `jitter`: uniform in [0, 1). `fence`: the next unused
@@ -49,9 +48,10 @@ class Undrain:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """`grace`: seconds between SIGTERM and the kill; None takes the setting."""
+    """`grace`: seconds between SIGTERM and the kill; None takes the setting. `for_now`: the next daemon starts it."""
 
     grace: float | None = None
+    for_now: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,25 +68,43 @@ class ResetBreaker:
 
 @dataclass(frozen=True, slots=True)
 class ChangeSpec:
-    """The spec of a new generation, already durable."""
+    """Go to this generation: one that is new, or one that was kept. `anew`: restart though nothing differs.
+
+    `drain_deadline`: seconds for the engine that serves now; None takes its spec's.
+    """
 
     spec: PoolSpec
     generation: int
+    strategy: ReloadStrategy = ReloadStrategy.AUTO
+    drain_deadline: float | None = None
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Acquire:
+class Register:
+    """An engine that somebody else runs tells of itself (ENG-1). `engine`, `spec`: all that it has told by now.
+
+    `slots_free`: as it told just now, None when it did not. `anew`: it told where it is, as a process does that has
+    just begun: what heartbeats said before may be another one's.
+    """
+
+    engine: RegisteredEngine
+    spec: PoolSpec
+    generation: int
+    slots_free: int | None = None
+    anew: bool = True
+
+
+class Acquire(NamedTuple):
     ask: LeaseAsk
 
 
-@dataclass(frozen=True, slots=True)
-class Renew:
+class Renew(NamedTuple):
     lease_id: str
     token: str
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(NamedTuple):
     lease_id: str
     token: str
 
@@ -100,13 +118,23 @@ class ForgetWaiter:
 
 
 @dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Of an engine that registered itself."""
+
+    beat: Beat
+
+
+@dataclass(frozen=True, slots=True)
 class Spawned:
-    """The start succeeded: exec is done. `slots`: how many it was started with, 0 for as many as the spec asks for."""
+    """The start of `generation` succeeded: exec is done. `ticks`: start time of the process, by which it is told from
+    another of its pid. `slots`: how many it was started with, 0 for as many as the spec asks for."""
 
     engine_id: str
     pid: int
     port: int
     slots: int = 0
+    ticks: int = 0
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +144,7 @@ class StartRefused:
     reason: str
     message: str
     permanent: bool
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +159,35 @@ class Adopted:
     port: int
     current: bool = True
     slots: int = 0
+    ticks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptedBeside:
+    """An engine of an earlier daemon, alive and proven ours, of a generation that is not the pool's.
+
+    The daemon died in a reload: after the commit this is the engine that was retiring, before it the one that was to
+    come, which goes (DRN-3). `slots` as in Adopted.
+    """
+
+    adopted: Adopted
+    spec: PoolSpec
+    generation: int
+    retiring: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeasesKept:
+    """What an earlier daemon of this boot had granted and ended. `known` False: there may be more."""
+
+    live: tuple[Lease, ...] = ()
+    ended: tuple[EndedLease, ...] = ()
+    known: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """All that was found of this pool has been told: go on from what it remembers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +200,48 @@ class InDoubt:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The directory of an engine that ended while no daemon ran; the next start goes on in it."""
+    """The directory of an engine that ended while no daemon ran; the next start goes on in it.
+
+    `pid` and `ticks` name the process, 0 where that is not known; `exited` tells how it ended.
+    """
 
     engine_id: str
+    pid: int = 0
+    ticks: int = 0
+    exited: Exited | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """Of an engine in doubt nothing is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The answer to the synthetic request of a reload; `detail` says what was wrong, empty when nothing was."""
+
+    generation: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The commit of a reload is durable; or `fault` says why it is not, and nothing has changed."""
+
+    generation: int
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostFault:
+    """Many engines of this host died at once: the fault is not this pool's (RST-6)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probed:
     """The answer to the probe `serial`. `owned`: whether the listening socket is the engine's; None: cannot tell."""
 
+    engine_id: str
     serial: int
     result: ProbeResult
     usage: Usage
@@ -182,107 +273,7 @@ class Tick:
 
 Event = (
     Preload | Drain | Undrain | Stop | Delete | ResetBreaker | ChangeSpec | Acquire | Renew | Release | ForgetWaiter
-    | Spawned | StartRefused | Adopted | InDoubt | Found | Probed | Exited | TreeEmpty | Tick
+    | Register | Heartbeat
+    | Spawned | StartRefused | Adopted | AdoptedBeside | InDoubt | Found | Cleared | LeasesKept | Recovered
+    | Probed | Verified | Committed | Exited | TreeEmpty | HostFault | Tick
 )  # fmt: skip
-
-
-# Effects.
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Start an engine. `engine_id` empty: a new one; else again in its place. `proven`: this spec has been READY, so
-    the gates need not be walked through again. `fresh_port`: the port of the last start is somebody else's."""
-
-    engine_id: str
-    proven: bool
-    fresh_port: bool
-
-
-@dataclass(frozen=True, slots=True)
-class RunProbe:
-    """Ask the engine once, then tell by `Probed` with this serial. `readiness`: with ownership and facts."""
-
-    serial: int
-    readiness: bool
-    timeout: float
-
-
-@dataclass(frozen=True, slots=True)
-class Terminate:
-    engine_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class KillTree:
-    engine_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rest:
-    """No engine runs and none is about to: give back the port and the shim; directory and log stay."""
-
-    engine_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Discard:
-    """Remove the engine's directory and all that is left of it."""
-
-    engine_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """The pool is deleted: remove it from the store, and its actor from the daemon."""
-
-
-@dataclass(frozen=True, slots=True)
-class CountRestart:
-    """One restart of this host."""
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseAnswered:
-    answer: Answer
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseEnded:
-    """The direct answer to Renew and Release. `expires` in boot-time seconds, for RENEWED."""
-
-    outcome: LeaseOutcome
-    expires: float | None = None
-
-
-class NoteName(StrEnum):
-    """Things worth a log line and, some of them, an alert. Stable."""
-
-    POOL_TRANSITION = "pool_transition"
-    ENGINE_CRASHED = "engine_crashed"
-    START_FAILED = "engine_start_failed"
-    BACKOFF_SCHEDULED = "backoff_scheduled"
-    BREAKER_OPENED = "circuit_breaker_opened"
-    BREAKER_HALF_OPEN = "circuit_breaker_half_open"
-    BREAKER_CLOSED = "circuit_breaker_closed"
-    RESTART_RATE_HIGH = "restart_rate_high"
-    RESTART_STORM = "restart_storm"
-    OOM_STORM = "oom_storm"
-    DRAIN_STARTED = "drain_started"
-    DRAIN_FINISHED = "drain_finished"
-    POOL_READY = "pool_ready"
-    LEASES_REVOKED = "leases_revoked"
-    HEALTH_CHECK_FAILED = "health_check_failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """An event with its evidence."""
-
-    name: NoteName
-    fields: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-
-
-Effect = (
-    Start | RunProbe | Terminate | KillTree | Rest | Discard | Forget | CountRestart | LeaseAnswered | LeaseEnded | Note
-)

@@ -10,28 +10,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from poolmgr.core import engine, leases, restart
+from poolmgr.core import engine, leases, recovering, registered, reload, restart
+from poolmgr.core.effects import Effect, LeaseAnswered, LeaseEnded, NoteName, RecordLeases
 from poolmgr.core.ending import hurry, stop
 from poolmgr.core.leases import Answer
 from poolmgr.core.lifecycle import COMMANDS, Admission, Command, Trigger, Verdict
+from poolmgr.core.memo import MAX_GENERATIONS
 from poolmgr.core.messages import (
     Acquire,
-    Adopted,
+    AdoptedBeside,
     ChangeSpec,
+    Committed,
     Delete,
     Drain,
-    Effect,
     Event,
     Exited,
     ForgetWaiter,
-    Found,
-    InDoubt,
-    LeaseAnswered,
-    LeaseEnded,
+    Heartbeat,
+    HostFault,
+    LeasesKept,
     Moment,
-    NoteName,
     Preload,
     Probed,
+    Recovered,
+    Register,
     Release,
     Renew,
     ResetBreaker,
@@ -41,20 +43,40 @@ from poolmgr.core.messages import (
     Tick,
     TreeEmpty,
     Undrain,
+    Verified,
 )
 from poolmgr.core.settle import admitted, begin_drain, credit_stability, grantor, half_open, retry_after, settle
-from poolmgr.core.starting import outdated, slot_limit, start
-from poolmgr.core.state import Pool, Turn
+from poolmgr.core.starting import engine_arguments, outdated, slot_limit, start
+from poolmgr.core.state import Pool, ReloadPhase, Turn, owner, parked_for_good
 from poolmgr.errors import ClientError, Reason
-from poolmgr.model.lease import LeaseAsk, Refusal, RefusalReason
+from poolmgr.model.lease import EndedLease, LeaseAsk, LeaseOutcome, Refusal, RefusalReason
 from poolmgr.model.pool import BreakerState, PoolSpec, PoolState
 from poolmgr.model.settings import override
 
 
-def step(pool: Pool, event: Event, at: Moment) -> tuple[Pool, Sequence[Effect]]:  # noqa: C901 - flat match
+def step(pool: Pool, event: Event, at: Moment) -> tuple[Pool, Sequence[Effect]]:
     """One decision. Raises ClientError for a command that the state refuses; nothing has changed then."""
     turn = Turn(pool, at)
+    if pool.registered is not None:
+        if not registered.apply(turn, _verdict, event):
+            _apply(turn, event)
+        registered.settle(turn)
+        return turn.pool, turn.effects
     credit_stability(turn)
+    if pool.reload is None or not _beside(turn, event):
+        _apply(turn, event)
+    settle(turn)
+    while turn.pool.reload is not None:  # each round takes the reload a phase further, or is the last
+        before = turn.pool.reload
+        reload.advance(turn, step)
+        _count_elsewhere(turn)
+        settle(turn)
+        if turn.pool.reload is before:
+            break
+    return turn.pool, turn.effects
+
+
+def _apply(turn: Turn, event: Event) -> None:  # noqa: C901 - flat match
     match event:
         case Acquire(ask):
             _acquire(turn, ask)
@@ -70,20 +92,57 @@ def step(pool: Pool, event: Event, at: Moment) -> tuple[Pool, Sequence[Effect]]:
             _drain(turn, deadline)
         case Undrain():
             _undrain(turn)
-        case Stop(grace):
-            _stop(turn, grace)
+        case Stop(grace, for_now):
+            _stop(turn, grace, for_now)
         case Delete(deadline):
             _delete(turn, deadline)
         case ResetBreaker():
             _reset(turn)
-        case ChangeSpec(spec, generation):
-            _change_spec(turn, spec, generation)
-        case Spawned() | StartRefused() | Adopted() | InDoubt() | Found() | Probed() | Exited() | TreeEmpty():
-            engine.observe(turn, event)
-        case Tick():
+        case ChangeSpec():
+            _change_spec(turn, event)
+        case AdoptedBeside():
+            reload.adopted_beside(turn, step, event)
+        case LeasesKept():
+            recovering.take_leases(turn, step, event)
+        case Recovered():
+            recovering.go_on(turn, step)
+        case Verified():
+            reload.verified(turn, step, event)
+        case Committed():
+            reload.committed(turn, step, event)
+        case HostFault():
+            _host_fault(turn)
+        case Tick() | Register() | Heartbeat():
             pass
-    settle(turn)
-    return turn.pool, turn.effects
+        case _:
+            engine.observe(turn, event)
+
+
+def _beside(turn: Turn, event: Event) -> bool:
+    """Hands what concerns the other engine of a reload to its pool; whether it did."""
+    pool, beside = turn.pool, turn.pool.beside
+    if beside is None:
+        return False
+    match event:
+        case Spawned() | StartRefused():
+            theirs = event.generation == beside.generation
+        case Probed() | Exited() | TreeEmpty():
+            theirs = owner(pool, event.engine_id) is beside
+        case Renew() | Release():
+            theirs = leases.knows(beside.leases, event.lease_id)
+        case _:
+            theirs = False
+    if theirs:
+        reload.observe(turn, step, event)
+        _count_elsewhere(turn)
+    return theirs
+
+
+def _count_elsewhere(turn: Turn) -> None:
+    """Slots are counted over both engines (LEASE-1)."""
+    count = len(turn.pool.beside.leases.live) if turn.pool.beside else 0
+    if count != turn.pool.leases.elsewhere:
+        turn.set(leases=turn.pool.leases._replace(elsewhere=count))
 
 
 def _verdict(turn: Turn, command: Command) -> Verdict:
@@ -116,24 +175,43 @@ def _breaker_open(turn: Turn) -> ClientError:
 
 def _preload(turn: Turn) -> None:
     if _verdict(turn, Command.PRELOAD) is Verdict.DONE:
+        turn.set(wanted=True)
+        return
+    if _before_commit(turn.pool):  # the engine of the next generation is on its way, or that of the old one back
+        turn.set(wanted=True)
         return
     policy = turn.pool.policy
     if policy.breaker_state is BreakerState.OPEN:  # a stop in between does not shorten its time (RST-2)
         if policy.open_until > turn.at.now:
             raise _breaker_open(turn)
         half_open(turn)
+    turn.set(wanted=True)
     start(turn, Trigger.START, "asked to start")
 
 
+def _before_commit(pool: Pool) -> bool:
+    return pool.reload is not None and pool.reload.phase is not ReloadPhase.RETIRING
+
+
+def _unwant(turn: Turn, grace: float | None) -> None:
+    """An operator wants no engine: a reload that has not been committed ends with it."""
+    turn.set(wanted=False)
+    reload.cancel(turn, step, "the pool was asked to end", grace)
+
+
 def _drain(turn: Turn, deadline: float | None) -> None:
-    if _verdict(turn, Command.DRAIN) is Verdict.DONE:
+    verdict = _verdict(turn, Command.DRAIN)
+    seconds = turn.pool.spec.drain_deadline if deadline is None else deadline
+    if turn.pool.reload is not None and turn.pool.state is PoolState.DRAINING:
+        turn.set(drain_until=turn.at.now + seconds)  # no longer the reload's drain, nor its deadline
+    _unwant(turn, None)
+    if verdict is Verdict.DONE:
         if turn.pool.state in (PoolState.DRAINING, PoolState.STOPPING):
             turn.set(then=Trigger.HALT)
         return
     if turn.pool.state is not PoolState.READY:
         stop(turn, turn.pool.settings.drain_grace, "drained: it held no lease")
         return
-    seconds = turn.pool.spec.drain_deadline if deadline is None else deadline
     begin_drain(turn, "draining", seconds, then=Trigger.HALT)
 
 
@@ -142,11 +220,16 @@ def _undrain(turn: Turn) -> None:
         return
     if outdated(turn.pool):
         raise ClientError(Reason.POOL_STATE, f"pool {turn.pool.pool_id} drains for its new spec; that is not undone")
-    turn.go(Trigger.UNDRAIN, "drain cancelled", drain_until=None)
+    if _before_commit(turn.pool):
+        reload.cancel(turn, step, "the drain was cancelled", None)
+    turn.go(Trigger.UNDRAIN, "drain cancelled", drain_until=None, wanted=True)
 
 
-def _stop(turn: Turn, grace: float | None) -> None:
-    if _verdict(turn, Command.STOP) is Verdict.DONE:
+def _stop(turn: Turn, grace: float | None, for_now: bool) -> None:
+    verdict, wanted = _verdict(turn, Command.STOP), turn.pool.wanted
+    _unwant(turn, turn.pool.settings.stop_grace if grace is None else grace)
+    turn.set(wanted=wanted and for_now)
+    if verdict is Verdict.DONE:
         if turn.pool.state is PoolState.STOPPING:
             turn.set(then=Trigger.HALT)
             hurry(turn, grace)
@@ -166,27 +249,11 @@ def _delete(turn: Turn, deadline: float | None) -> None:
 def _reset(turn: Turn) -> None:
     turn.set(policy=restart.reset(turn.pool.policy))
     turn.note(NoteName.BREAKER_CLOSED, by="operator")
+    turn.set(rolled_back=())
     if turn.pool.state is PoolState.PARKED:
         start(turn, Trigger.RESUME, "breaker reset by an operator")
     elif turn.pool.state is PoolState.STOPPING and turn.pool.then is Trigger.PARK:
         turn.set(then=Trigger.RESUME)
-
-
-def engine_arguments(spec: PoolSpec) -> PoolSpec:
-    """The spec less everything that a running engine does not notice (DRN-2)."""
-    blank = PoolSpec(engine=spec.engine)
-    return replace(
-        spec,
-        slots=blank.slots,
-        readiness=blank.readiness,
-        liveness=blank.liveness,
-        restart=blank.restart,
-        supervision=blank.supervision,
-        drain_deadline=blank.drain_deadline,
-        preload=blank.preload,
-        priority=blank.priority,
-        labels=blank.labels,
-    )
 
 
 def needs_restart(pool: Pool, spec: PoolSpec) -> bool:
@@ -195,22 +262,58 @@ def needs_restart(pool: Pool, spec: PoolSpec) -> bool:
     return grown or engine_arguments(pool.spec) != engine_arguments(spec)
 
 
-def _change_spec(turn: Turn, spec: PoolSpec, generation: int) -> None:
-    """Takes over a new generation. One that the engine notices starts it anew, after a drain if it serves."""
-    pool, home = turn.pool, turn.pool.home
-    affected = needs_restart(pool, spec)
+def _change_spec(turn: Turn, change: ChangeSpec) -> None:
+    """Takes over another generation: at once, or by a reload where an engine serves that cannot serve it."""
+    pool = turn.pool
+    if reload.can_come_back(pool, change) and not pool.deleting:
+        reload.come_back(turn, step, change)
+        return
+    affected = change.anew or needs_restart(pool, change.spec)
+    _may_change(turn, change, affected)
+    turn.set(newest=max(pool.newest, change.generation))
+    if affected and pool.state is PoolState.READY and not outdated(pool):
+        reload.begin(turn, change)
+    else:
+        _take_spec(turn, change, affected)
+
+
+def _may_change(turn: Turn, change: ChangeSpec, affected: bool) -> None:
+    pool = turn.pool
+    if pool.deleting:
+        raise ClientError(Reason.POOL_DELETING, f"pool {pool.pool_id} is being deleted")
+    if pool.reload is not None:
+        raise ClientError(
+            Reason.RELOAD_IN_PROGRESS,
+            f"pool {pool.pool_id} is on its way to generation {pool.reload.generation} ({pool.reload.phase}); "
+            "wait for its end, or stop the pool",
+            numbers={"generation": pool.reload.generation, "phase": pool.reload.phase},
+            retry_after=1.0,
+        )
+    if affected and reload.blocked(pool, change.spec):
+        raise ClientError(
+            Reason.GENERATION_BLOCKED,
+            f"this spec was rolled back {reload.ROLLBACKS_ALLOWED} times; change what the engine is started with, or "
+            "ResetBreaker to try it again",
+            numbers={"generation": change.generation, "rolled_back": reload.ROLLBACKS_ALLOWED},
+        )
+
+
+def _take_spec(turn: Turn, change: ChangeSpec, affected: bool) -> None:
+    pool, home, spec = turn.pool, turn.pool.home, change.spec
     if home and not affected and not outdated(pool):
-        home = replace(home, generation=generation)
+        home = replace(home, generation=change.generation)
     turn.set(
         spec=spec,
-        generation=generation,
+        generation=change.generation,
         settings=override(pool.daemon_settings, spec.supervision),
         home=home,
+        good=(*(g for g in pool.good if g != change.generation), change.generation)[-MAX_GENERATIONS:],
     )
-    turn.set(leases=replace(pool.leases, slots=slot_limit(turn.pool)))
+    turn.set(leases=pool.leases._replace(slots=slot_limit(turn.pool)))
     if affected or (pool.state is PoolState.PARKED and _may_start_better(pool.spec, spec)):
         turn.set(policy=restart.new_generation(pool.policy))
-        _restart_for(turn, f"generation {generation}")
+        if pool.wanted:
+            _restart_for(turn, f"generation {change.generation}")
 
 
 def _may_start_better(old: PoolSpec, new: PoolSpec) -> bool:
@@ -232,6 +335,8 @@ def _restart_for(turn: Turn, why: str) -> None:
 def _acquire(turn: Turn, ask: LeaseAsk) -> None:
     pool, now = turn.pool, turn.at.now
     before = leases.find(pool.leases, ask, now)
+    if before is None and pool.beside is not None:  # the first try of it may be on the engine that retires
+        before = leases.find(pool.beside.leases, ask, now)
     if before is not None:
         turn.do(LeaseAnswered(Answer(ask.lease_id, before)))
         return
@@ -239,7 +344,7 @@ def _acquire(turn: Turn, ask: LeaseAsk) -> None:
     if verdict is Admission.GRANT and pool.leases.free:
         table, lease = leases.grant(pool.leases, ask, grantor(turn), now)
         turn.set(leases=table)
-        turn.do(LeaseAnswered(Answer(ask.lease_id, lease)))
+        turn.do(RecordLeases((lease,)), LeaseAnswered(Answer(ask.lease_id, lease)))
     elif verdict is not Admission.REFUSE and ask.wait > 0:
         table, answers = leases.enqueue(pool.leases, ask, now, pool.lease_settings)
         turn.set(leases=table)
@@ -250,6 +355,10 @@ def _acquire(turn: Turn, ask: LeaseAsk) -> None:
 
 
 def _why_no_slot(pool: Pool, reason: RefusalReason) -> str:
+    if pool.held_until is not None:
+        return f"the record of pool {pool.pool_id}'s leases was lost; slots are given once none of them can be live"
+    if reason is RefusalReason.POOL_FULL and pool.leases.slots < pool.spec.slots and pool.registered is not None:
+        return f"the engine of pool {pool.pool_id} says that it has no free slot"
     if reason is RefusalReason.POOL_FULL:
         return f"all {pool.leases.slots} slots of pool {pool.pool_id} are leased"
     return f"pool {pool.pool_id} is {pool.state} ({pool.reason})"
@@ -262,6 +371,25 @@ def _renew(turn: Turn, lease_id: str, token: str) -> None:
 
 
 def _release(turn: Turn, lease_id: str, token: str) -> None:
-    table, outcome = leases.release(turn.pool.leases, lease_id, token, turn.at.now, turn.pool.lease_settings)
-    turn.set(leases=table)
+    before = turn.pool.leases
+    table, outcome = leases.release(before, lease_id, token, turn.at.now, turn.pool.lease_settings)
+    if table is not before:
+        turn.set(leases=table)
+        remembered = LeaseOutcome.EXPIRED if outcome is LeaseOutcome.EXPIRED else LeaseOutcome.ALREADY_RELEASED
+        turn.do(RecordLeases(ended=(EndedLease(lease_id, token, remembered),)))
     turn.do(LeaseEnded(outcome))
+
+
+def _host_fault(turn: Turn) -> None:
+    """What was charged to this pool was the host's (RST-6): not counted, but not started at once either."""
+    cannot_start = parked_for_good(turn.pool)
+    policy = restart.refunded(turn.pool.policy, turn.at.now, turn.pool.settings)
+    turn.set(policy=policy, host_doubt=True)
+    turn.note(NoteName.HOST_FAULT, window_seconds=turn.pool.settings.host_fault_window)
+    if policy.breaker_state is BreakerState.OPEN or cannot_start:
+        return
+    resume_at = turn.at.now + turn.pool.settings.backoff_initial
+    if turn.pool.state in (PoolState.BACKOFF, PoolState.PARKED):
+        turn.set(resume_at=resume_at)
+    elif turn.pool.state is PoolState.STOPPING and turn.pool.then in (Trigger.RETRY, Trigger.PARK):
+        turn.set(resume_at=resume_at, then=Trigger.RETRY)

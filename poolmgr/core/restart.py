@@ -1,4 +1,4 @@
-"""When a failed engine may start again: backoff, breakers, restart rate (RST-1, RST-2, RST-4). One policy object.
+"""When a failed engine may start again: backoff, breakers, rate, slow loops (RST-1, 2, 4, 5). One policy object.
 
 Two counts with different lives. `failures` sets the backoff and fades by one per 300 s of healthy running, so that
 there is no cliff. `consecutive` feeds the breakers and falls to zero after 60 s of stable running.
@@ -51,6 +51,7 @@ class RestartPolicy:
     generation: Breaker = Breaker()
     restarts: tuple[float, ...] = ()
     ooms: tuple[float, ...] = ()
+    history: tuple[float, ...] = ()  # counted failures, for the loops that no backoff notices (RST-5)
 
     @property
     def breaker_state(self) -> BreakerState:
@@ -70,7 +71,8 @@ class RestartPolicy:
 class Decision:
     """After a failure: start at `resume_at` (boot-time seconds); `opened`: by way of an open breaker's trial.
 
-    `opened_by` says what opened it just now: "failures", "trial", "pool_rate", "host_rate", or nothing.
+    `opened_by` says what opened it just now: "failures", "trial", "pool_rate", "host_rate", or nothing. `flapping`: so
+    many failures within the flapping window, 0 below the limit. `parked`: no start before somebody asks for one.
     """
 
     policy: RestartPolicy
@@ -80,6 +82,26 @@ class Decision:
     opened_by: str = ""
     rate: int = 0
     oom_storm: bool = False
+    flapping: int = 0
+    parked: bool = False
+
+
+def shifted(policy: RestartPolicy, seconds: float) -> RestartPolicy:
+    """The same policy on a clock that shows `seconds` more: of another boot. No engine has lived through that."""
+
+    def moved(times: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(t + seconds for t in times)
+
+    return RestartPolicy(
+        policy.failures,
+        policy.consecutive,
+        None,
+        replace(policy.pool, open_until=policy.pool.open_until + seconds),
+        replace(policy.generation, open_until=policy.generation.open_until + seconds),
+        moved(policy.restarts),
+        moved(policy.ooms),
+        moved(policy.history),
+    )
 
 
 def became_healthy(policy: RestartPolicy, now: float) -> RestartPolicy:
@@ -141,7 +163,12 @@ def failed(
         ooms = (*ooms, now)[-settings.oom_storm_limit :]
     host_limit = settings.restart_rate_limit if host_limit is None else host_limit
     opened_by = _opens(policy, consecutive, len(recent), host_restarts + 1 > host_limit, settings)
-    policy = replace(policy, failures=failures, consecutive=consecutive, healthy_since=None, restarts=recent, ooms=ooms)
+    history = (*(t for t in policy.history if now - t < settings.slow_loop_window), now)[-settings.slow_loop_limit :]
+    flapping = sum(1 for t in history if now - t < settings.flapping_window)
+    policy = replace(
+        policy, failures=failures, consecutive=consecutive, healthy_since=None, restarts=recent, ooms=ooms,
+        history=history,
+    )  # fmt: skip
     if opened_by:
         policy = replace(
             policy, pool=policy.pool.opened(now, settings), generation=policy.generation.opened(now, settings)
@@ -156,6 +183,8 @@ def failed(
         opened_by=opened_by,
         rate=len(recent),
         oom_storm=cause in OOM_CAUSES and len(ooms) >= settings.oom_storm_limit,
+        flapping=flapping if flapping >= settings.flapping_limit else 0,
+        parked=len(history) >= settings.slow_loop_limit,
     )
 
 
@@ -183,6 +212,28 @@ def trial(policy: RestartPolicy) -> RestartPolicy:
 def new_generation(policy: RestartPolicy) -> RestartPolicy:
     """An edited spec: its own breaker starts closed, an open pool breaker grants it a trial (RST-7)."""
     return replace(policy, failures=0, generation=Breaker(), pool=policy.pool.half_opened())
+
+
+def refunded(policy: RestartPolicy, now: float, settings: SupervisionSettings) -> RestartPolicy:
+    """Without the failures of the host's last moments, which were not this pool's (RST-6)."""
+    since = now - settings.host_fault_window
+    charged = sum(1 for t in policy.history if t > since)
+
+    def before(breaker: Breaker) -> Breaker:
+        if breaker.state is not BreakerState.OPEN or breaker.open_until - breaker.timeout <= since:
+            return breaker
+        return Breaker() if breaker.timeout <= settings.breaker_timeout else replace(breaker, open_until=now)
+
+    return replace(
+        policy,
+        failures=max(0, policy.failures - charged),
+        consecutive=max(0, policy.consecutive - charged),
+        pool=before(policy.pool),
+        generation=before(policy.generation),
+        restarts=tuple(t for t in policy.restarts if t <= since),
+        ooms=tuple(t for t in policy.ooms if t <= since),
+        history=tuple(t for t in policy.history if t <= since),
+    )
 
 
 def reset(policy: RestartPolicy) -> RestartPolicy:

@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from poolmgr.core.effects import Discard, KillTree, Rest, Start
 from poolmgr.core.lifecycle import Trigger
-from poolmgr.core.messages import Adopted, Discard, KillTree, Rest, Spawned, Start
+from poolmgr.core.memo import Judged
+from poolmgr.core.messages import Adopted, Spawned
 from poolmgr.core.state import EngineRun, Home, Pool, ProbeTimer, Turn
-from poolmgr.model.pool import PoolState
+from poolmgr.model.pool import PoolSpec, PoolState
 
 NO_GENERATION = 0  # generations count from 1
+
+
+def engine_arguments(spec: PoolSpec) -> PoolSpec:
+    """The spec less everything that a running engine does not notice (DRN-2)."""
+    blank = PoolSpec(engine=spec.engine)
+    return replace(
+        spec,
+        slots=blank.slots,
+        readiness=blank.readiness,
+        liveness=blank.liveness,
+        restart=blank.restart,
+        supervision=blank.supervision,
+        drain_deadline=blank.drain_deadline,
+        preload=blank.preload,
+        priority=blank.priority,
+        labels=blank.labels,
+    )
 
 
 def start(turn: Turn, trigger: Trigger, reason: str) -> None:
@@ -19,7 +38,7 @@ def start(turn: Turn, trigger: Trigger, reason: str) -> None:
     pool = turn.pool
     home = pool.home or Home("", pool.generation, pool.spec.slots)
     turn.go(trigger, reason, resume_at=None, then=Trigger.HALT, home=home)
-    turn.do(Start(home.engine_id, home.proven, home.fresh_port))
+    turn.do(Start(home.engine_id, home.proven, home.fresh_port, pool.generation, pool.host_doubt))
 
 
 def outdated(pool: Pool) -> bool:
@@ -46,9 +65,15 @@ def spawned(turn: Turn, fact: Spawned | Adopted) -> None:
         launched = pool.generation if fact.current else NO_GENERATION
         home = Home(fact.engine_id, launched, pool.spec.slots)
     run = EngineRun(
-        fact.engine_id, fact.pid, fact.port, home.generation, now, now, adopted, probe=ProbeTimer(due=now)
+        fact.engine_id, fact.pid, fact.port, home.generation, now, now, adopted, probe=ProbeTimer(due=now),
+        ticks=fact.ticks,
     )  # fmt: skip
-    turn.set(engine=run, home=replace(home, engine_id=fact.engine_id, slots=fact.slots or home.slots, fresh_port=False))
+    turn.set(
+        engine=run,
+        home=replace(home, engine_id=fact.engine_id, slots=fact.slots or home.slots, fresh_port=False),
+        host_doubt=False,
+        judged=Judged() if pool.judged.pid == fact.pid and pool.judged.ticks == fact.ticks else pool.judged,
+    )
     if pool.state is PoolState.STOPPING:  # stopped while the start was under way
         turn.do(KillTree(fact.engine_id))
         return

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from enum import StrEnum
+from typing import Any
 
+from poolmgr.core.effects import Effect, Note, NoteName
 from poolmgr.core.leases import LeaseTable
 from poolmgr.core.lifecycle import Trigger, advance
-from poolmgr.core.messages import Effect, Moment, Note, NoteName
+from poolmgr.core.memo import Judged, Memo, RegisteredEngine, RolledBack
+from poolmgr.core.messages import Moment
 from poolmgr.core.restart import RestartPolicy
 from poolmgr.model.engine import EngineFacts, Usage
-from poolmgr.model.pool import BreakerState, Origin, PoolError, PoolRecord, PoolSpec, PoolState, PoolView
+from poolmgr.model.lease import Lease
+from poolmgr.model.pool import Origin, PoolError, PoolRecord, PoolSpec, PoolState
 from poolmgr.model.settings import LeaseSettings, SupervisionSettings, override
 
 
@@ -44,6 +49,24 @@ class EngineRun:
     usage: Usage = Usage()
     ready_usage: Usage | None = None
     probe: ProbeTimer = ProbeTimer()
+    ticks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredRun:
+    """An engine that somebody else runs, as this daemon has heard of it. Times in boot-time seconds.
+
+    `heard`: its last registration or heartbeat, None before the first. What it did not say is None.
+    """
+
+    engine: RegisteredEngine
+    heard: float | None = None
+    last_heartbeat: float | None = None
+    slots_free: int | None = None
+    in_flight: int | None = None
+    progress_counter: int | None = None
+    ready_at: float | None = None
+    probe: ProbeTimer = ProbeTimer()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +82,32 @@ class Home:
     slots: int
     proven: bool = False
     fresh_port: bool = False
+
+
+class ReloadPhase(StrEnum):
+    """How far a reload is. All but the last come before its commit."""
+
+    DRAINING = "draining"  # the old engine, where the two do not fit beside each other
+    STARTING = "starting"  # the new engine
+    VERIFYING = "verifying"  # by a synthetic request
+    COMMITTING = "committing"
+    ENDING = "ending"  # it failed; the new engine goes
+    RETIRING = "retiring"  # the old engine, after the commit
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """The way to another generation (DRN-2). `since`: boot-time seconds; `drain_deadline`: seconds.
+
+    `comeback`: to the engine that was retiring, which still has leases.
+    """
+
+    generation: int
+    spec: PoolSpec
+    phase: ReloadPhase
+    drain_deadline: float
+    since: float
+    comeback: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +140,18 @@ class Pool:
     restart_count: int = 0
     probes: int = 0  # sent so far, over all runs: an answer of an earlier run is never taken for this one's
     last_error: PoolError | None = None
+    wanted: bool = False  # an engine; what an operator or a spec asked for last
+    newest: int = 0  # the highest generation number that was used
+    judged: Judged = Judged()
+    held_until: float | None = None  # no grants before: leases may be out that nobody here knows of
+    recovering: bool = False  # until all that an earlier daemon left of it has been told
+    host_doubt: bool = False  # its engine went with many others: the host is asked before the next start (RST-6)
+    reload: Reload | None = None
+    beside: Pool | None = None  # the engine of another generation, as the pool that it would be alone: one that is to
+    # come, or one that goes. It decides by the same rules; what is settled between the two is in `core.reload`.
+    good: tuple[int, ...] = ()
+    rolled_back: tuple[RolledBack, ...] = ()
+    registered: RegisteredRun | None = None  # for a pool of Origin.REGISTERED; `engine` and `home` are None then
 
 
 def changed(pool: Pool, **changes: Any) -> Pool:
@@ -111,7 +172,139 @@ def new_pool(record: PoolRecord, settings: SupervisionSettings, lease_settings: 
         daemon_settings=settings,
         lease_settings=lease_settings,
         leases=LeaseTable(record.spec.slots),
+        newest=record.generation,
+        good=(record.generation,),
+        registered=RegisteredRun(RegisteredEngine()) if record.origin is Origin.REGISTERED else None,
     )
+
+
+_AGAIN: dict[PoolState | None, Trigger] = {PoolState.BACKOFF: Trigger.RETRY, PoolState.PARKED: Trigger.PARK}
+
+
+def remembering(pool: Pool, memo: Memo) -> Pool:
+    """A pool of which nothing has been found yet, with what an earlier daemon left of it. `pool` has its generation."""
+    return changed(
+        pool,
+        recovering=True,
+        wanted=memo.wanted and not memo.deleting,
+        deleting=memo.deleting,
+        reason=memo.reason or pool.reason,
+        then=_AGAIN.get(memo.resting, Trigger.HALT),
+        resume_at=memo.resume_at,
+        drain_until=memo.drain_until,
+        policy=memo.policy,
+        restart_count=memo.restart_count,
+        last_error=memo.last_error,
+        judged=memo.judged,
+        newest=max(memo.newest, pool.newest),
+        good=memo.good or pool.good,
+        rolled_back=memo.rolled_back,
+        registered=RegisteredRun(memo.registered) if memo.registered and pool.registered else pool.registered,
+    )
+
+
+_RESTING = {
+    PoolState.BACKOFF: PoolState.BACKOFF,
+    PoolState.PARKED: PoolState.PARKED,
+}
+_RESTING_THEN = {Trigger.RETRY: PoolState.BACKOFF, Trigger.PARK: PoolState.PARKED}
+
+
+def memo_of(pool: Pool) -> Memo:
+    resting = _RESTING.get(pool.state)
+    if pool.state is PoolState.STOPPING:
+        resting = _RESTING_THEN.get(pool.then)
+    reload, beside = pool.reload, pool.beside
+    committed = reload is None or reload.phase is ReloadPhase.RETIRING or reload.comeback
+    return Memo(
+        generation=pool.generation,
+        newest=pool.newest,
+        wanted=pool.wanted,
+        deleting=pool.deleting,
+        resting=resting,
+        reason=pool.reason if resting else "",
+        resume_at=pool.resume_at if resting else None,
+        drain_until=pool.drain_until,
+        policy=pool.policy,
+        restart_count=pool.restart_count,
+        last_error=pool.last_error,
+        judged=pool.judged,
+        target=reload.generation if reload and not committed else 0,
+        retiring=beside.home.engine_id if beside and beside.home and committed else "",
+        good=pool.good,
+        rolled_back=pool.rolled_back,
+        registered=pool.registered.engine if pool.registered else None,
+    )
+
+
+def version(pool: Pool, generation: int) -> Pool:
+    """The one of the two that runs, or is to run, this generation; the pool itself where none of them does."""
+    beside = pool.beside
+    return beside if beside is not None and beside.generation == generation else pool
+
+
+def spec_of(pool: Pool, generation: int) -> PoolSpec:
+    """As it was asked for: the engine that is to come stands under a spec that restarts nothing."""
+    coming = pool.reload is not None and pool.reload.generation == generation != pool.generation
+    return pool.reload.spec if coming and pool.reload is not None else version(pool, generation).spec
+
+
+def commits(pool: Pool, generation: int) -> bool:
+    """Whether a reload to this generation waits for its commit."""
+    reload = pool.reload
+    return reload is not None and reload.phase is ReloadPhase.COMMITTING and reload.generation == generation
+
+
+def owner(pool: Pool, engine_id: str) -> Pool:
+    """The one of the two that this engine belongs to; the pool itself where it is neither's."""
+    beside = pool.beside
+    if beside is None:
+        return pool
+    if (beside.engine and beside.engine.engine_id == engine_id) or (beside.home and beside.home.engine_id == engine_id):
+        return beside
+    return pool
+
+
+def may_serve(pool: Pool) -> bool:
+    """Whether something may be there that a lease of an earlier daemon is on."""
+    if pool.registered is not None:
+        return pool.wanted or pool.drain_until is not None
+    return pool.engine is not None or pool.beside is not None or pool.state is PoolState.UNKNOWN
+
+
+def parked_for_good(pool: Pool) -> bool:
+    """Whether it is parked, or about to be, and not for how often it failed: bad arguments are nobody else's fault."""
+    parked = pool.state is PoolState.PARKED or (pool.state is PoolState.STOPPING and pool.then is Trigger.PARK)
+    return parked and pool.resume_at is None and len(pool.policy.history) < pool.settings.slow_loop_limit
+
+
+def live_leases(pool: Pool) -> Iterator[Lease]:
+    """On both engines."""
+    yield from pool.leases.live.values()
+    if pool.beside is not None:
+        yield from pool.beside.leases.live.values()
+
+
+def leased(pool: Pool) -> int:
+    """Live leases, on both engines."""
+    return len(pool.leases.live) + pool.leases.elsewhere
+
+
+_TELLING = (PoolState.STARTING, PoolState.READY, PoolState.DRAINING)
+
+
+def silent_at(pool: Pool) -> float | None:
+    """When an engine that registered itself counts as lost unless it is heard of before (boot-time seconds)."""
+    run = pool.registered
+    if run is None or run.heard is None or pool.state not in _TELLING:
+        return None
+    return run.heard + heartbeat_ttl(pool)
+
+
+def heartbeat_ttl(pool: Pool) -> float:
+    """Seconds."""
+    told = pool.registered.engine.ttl if pool.registered else None
+    return told or pool.settings.heartbeat_ttl
 
 
 class Turn:
@@ -142,129 +335,18 @@ class Turn:
         old = self.pool.state
         new = advance(old, trigger)
         self.pool = changed(self.pool, state=new, reason=reason, since=self.at.now, **changes)
-        self.note(NoteName.POOL_TRANSITION, old_state=str(old), new_state=str(new), reason=reason)
+        self.note(
+            NoteName.POOL_TRANSITION,
+            old_state=str(old),
+            new_state=str(new),
+            reason=reason,
+            generation=self.pool.generation,
+        )
 
 
-_SERVING = (PoolState.READY, PoolState.DRAINING)
+SERVING = (PoolState.READY, PoolState.DRAINING)
 
 
 def serving(pool: Pool) -> bool:
     """Whether an engine is there that holders of leases may use."""
-    return pool.state in _SERVING
-
-
-class ShownRun(NamedTuple):
-    """What is shown of a run of an engine; the defaults where there is none."""
-
-    engine_id: str = ""
-    pid: int = 0
-    port: int = 0
-    started: float | None = None
-    main_alive: bool = False
-    adopted: bool = False
-    ready_at: float | None = None
-    facts: EngineFacts = EngineFacts()
-    ready_usage: Usage | None = None
-
-
-_NO_RUN = ShownRun()
-
-
-class Fingerprint(NamedTuple):
-    """All that `view` is made of, so that what it does not hold can neither be shown nor make a new revision.
-
-    It counts the leases and does not hold them: thousands of revisions are kept.
-    """
-
-    pool_id: str
-    spec: PoolSpec
-    origin: Origin
-    generation: int
-    create_time: float
-    state: PoolState
-    reason: str
-    slots: int
-    leased: int
-    waiting: int
-    breaker: BreakerState
-    resume_at: float | None
-    restart_count: int
-    last_error: PoolError | None
-    deleting: bool
-    home: str
-    progress: int
-    run: ShownRun
-
-
-def fingerprint(pool: Pool) -> Fingerprint:
-    """Equal for two pools that look the same from outside: what decides whether there is a new revision."""
-    run, leases = pool.engine, pool.leases
-    return Fingerprint(
-        pool.pool_id, pool.spec, pool.origin, pool.generation, pool.create_time, pool.state, pool.reason,
-        leases.slots, len(leases.live), len(leases.waiters), pool.policy.breaker_state, pool.resume_at,
-        pool.restart_count, pool.last_error, pool.deleting, pool.home.engine_id if pool.home else "", _progress(pool),
-        _NO_RUN if run is None else ShownRun(
-            run.engine_id, run.pid, run.port, run.started, run.main_alive, run.adopted, run.ready_at, run.facts,
-            run.ready_usage,
-        ),
-    )  # fmt: skip
-
-
-def _progress(pool: Pool) -> int:
-    """Bytes that a starting engine has moved so far: read, or written to its log where reads are not known."""
-    if pool.engine is None or pool.state is not PoolState.STARTING:
-        return 0
-    return pool.engine.usage.read_bytes or pool.engine.usage.log_bytes
-
-
-PHASES = {
-    PoolState.PROVISIONING: "provisioning",
-    PoolState.STARTING: "loading",
-    PoolState.DRAINING: "draining",
-    PoolState.STOPPING: "stopping",
-    PoolState.BACKOFF: "waiting",
-}
-
-
-def view(of: Fingerprint, revision: int, wall_offset: float) -> PoolView:
-    """The pool as others see it. `wall_offset`: Unix time minus boot time, in seconds."""
-    run = of.run
-    ready = of.state is PoolState.READY and not of.deleting
-    measured = run.ready_at is not None and run.started is not None and not run.adopted
-    return PoolView(
-        pool_id=of.pool_id,
-        spec=of.spec,
-        origin=of.origin,
-        revision=revision,
-        generation=of.generation,
-        state=of.state,
-        state_reason=of.reason,
-        live=run.main_alive,
-        ready=ready,
-        draining=of.state is PoolState.DRAINING,
-        slots_total=of.slots,
-        slots_free=max(0, of.slots - of.leased) if ready else 0,
-        active_leases=of.leased,
-        waiting=of.waiting,
-        engine_id=run.engine_id or of.home,
-        engine_version=run.facts.version,
-        endpoint=f"127.0.0.1:{run.port}" if run.port and of.state in _SERVING else "",
-        pid=run.pid,
-        restart_count=of.restart_count,
-        breaker_state=of.breaker,
-        backoff_until=_wall(of.resume_at, wall_offset),
-        last_error=of.last_error,
-        progress_phase=PHASES.get(of.state, ""),
-        progress_message=of.reason if of.state in PHASES else "",
-        progress_bytes=of.progress,
-        create_time=of.create_time,
-        start_time=_wall(run.started, wall_offset),
-        ready_time=_wall(run.ready_at, wall_offset),
-        context_length=run.facts.context_length,
-        load_time=(run.ready_at or 0.0) - (run.started or 0.0) if measured else None,
-        memory_bytes=run.ready_usage.rss_bytes if run.ready_usage else None,
-    )
-
-
-def _wall(at: float | None, offset: float) -> float | None:
-    return None if at is None else at + offset
+    return pool.state in SERVING

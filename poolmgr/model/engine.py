@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the two describe each other
+    from poolmgr.model.pool import PoolRecord
 
 
 class CrashCause(StrEnum):
@@ -30,7 +34,8 @@ class LaunchSpec:
 
     `argv[0]` is an absolute path. `env` is the whole environment. `port` is the port it will listen on, 0 for none.
     `mark` stands for all of the pool's spec that the engine notices, `slots` for how many it was started with: by the
-    two a later daemon tells whether it still is what its pool asks for.
+    two a later daemon tells whether it still is what its pool asks for. `record` is the pool itself, for a daemon that
+    has lost its store.
     """
 
     engine_id: str
@@ -42,6 +47,7 @@ class LaunchSpec:
     log_limit_bytes: int = 64 * 1024 * 1024
     mark: str = ""
     slots: int = 0
+    record: PoolRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +114,8 @@ class RecoveryState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RecoveredEngine:
-    """An engine directory found at the daemon's start. `exit` is set when DEAD, `identity` when ALIVE.
+    """An engine directory found at the daemon's start. `exit` is set when DEAD, `identity` when ALIVE; it is set for
+    a DEAD one whose process is known.
 
     `launch` is what it was started with, where that can be read. `survivors`: DEAD, but processes of its tree are left.
     """
@@ -143,6 +150,7 @@ class ProbeOutcome(StrEnum):
     OK = "OK"
     LOADING = "LOADING"
     FAILED = "FAILED"
+    NOT_ASKED = "NOT_ASKED"  # the daemon itself could not ask: that says nothing of the engine
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 TTL_DEFAULT = 15.0
 TTL_MIN = 3.0
@@ -44,8 +45,7 @@ class LeaseAsk:
     request_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """A granted slot. `expires` is on the boot-time clock, in seconds."""
 
     lease_id: str
@@ -66,3 +66,28 @@ class Refusal:
     reason: RefusalReason
     message: str
     retry_after: float | None = None
+
+
+def pool_of(lease_id: str) -> str:
+    """The pool that a lease is of: its id names it, so that nothing needs to remember where it is."""
+    return lease_id.rpartition(".")[0]
+
+
+class EndedLease(NamedTuple):
+    """A lease that is over, remembered so that a late renew or release gets a true answer."""
+
+    lease_id: str
+    token: str
+    outcome: LeaseOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class KeptLeases:
+    """What was recorded of leases in this boot. `live` as (pool id, lease), `ended` oldest first.
+
+    `known` False: the record is missing or damaged, so that leases may be out that nobody here knows of.
+    """
+
+    known: bool
+    live: tuple[tuple[str, Lease], ...] = ()
+    ended: tuple[EndedLease, ...] = ()

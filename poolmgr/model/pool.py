@@ -56,11 +56,23 @@ class ProbeKind(StrEnum):
     NONE = "NONE"
 
 
+class ReloadStrategy(StrEnum):
+    """How a reload gets from one engine to the next (DRN-2)."""
+
+    AUTO = "AUTO"
+    MAKE_BEFORE_BREAK = "MAKE_BEFORE_BREAK"
+    BREAK_BEFORE_MAKE = "BREAK_BEFORE_MAKE"
+
+
 class Origin(StrEnum):
-    """Who declared a pool: a file reload touches only pools that the file declared (CFG-3)."""
+    """Who declared a pool: a file reload touches only pools that the file declared (CFG-3).
+
+    REGISTERED: its engine did, which somebody else runs (ENG-1).
+    """
 
     API = "api"
     CONFIG = "config"
+    REGISTERED = "registered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +153,43 @@ class PoolRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Generation:
+    """One version of a pool's spec. `create_time` in Unix seconds."""
+
+    generation: int
+    spec: PoolSpec
+    create_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationView:
+    """A generation as the API shows it. `create_time` in Unix seconds.
+
+    `current`: the pool's now. `committed`: has been the pool's once. `rolled_back`: how often. `blocked`: no reload
+    leads to it until it is edited (DRN-3).
+    """
+
+    generation: int
+    spec: PoolSpec
+    create_time: float
+    current: bool
+    committed: bool
+    rolled_back: int
+    blocked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPool:
+    """A pool as it was stored: its generations, oldest first, never none; `state` is what it remembers, or empty."""
+
+    pool_id: str
+    origin: Origin
+    create_time: float
+    generations: tuple[Generation, ...]
+    state: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class PoolError:
     """What ended the last engine or start. `reason` is a crash cause or an error reason; `at` in Unix seconds."""
 
@@ -155,7 +204,10 @@ class PoolError:
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
-    """A pool at one revision, as the API shows it. Times in Unix seconds, durations in seconds; None is unknown."""
+    """A pool at one revision, as the API shows it. Times in Unix seconds, durations in seconds; None is unknown.
+
+    `reload_phase` and `reload_generation`, where it leads, are "" and 0 while no reload is under way.
+    """
 
     pool_id: str
     spec: PoolSpec
@@ -188,3 +240,5 @@ class PoolView:
     context_length: int
     load_time: float | None
     memory_bytes: int | None
+    reload_phase: str = ""
+    reload_generation: int = 0

@@ -14,7 +14,7 @@ from poolmgr.model.pool import SupervisionOverrides
 
 @dataclass(frozen=True, slots=True)
 class SupervisionSettings:
-    """How engines are watched and restarted (PRE-2, PRE-3, PROC-3, LIVE-1, RST-1, RST-2, RST-4)."""
+    """How engines are watched and restarted (PRE-2, PRE-3, PROC-3, LIVE-1, RST-1 to RST-6)."""
 
     health_check_interval: float = 5.0
     health_check_timeout: float = 3.0
@@ -38,8 +38,18 @@ class SupervisionSettings:
     restart_rate_warn: int = 5
     restart_window: float = 60.0
     oom_storm_limit: int = 5
+    flapping_limit: int = 6
+    flapping_window: float = 6 * 3600.0
+    slow_loop_limit: int = 24
+    slow_loop_window: float = 24 * 3600.0
+    host_fault_window: float = 30.0
+    host_fault_engines: int = 2
+    host_probe_interval: float = 5.0
     loop_lag_limit: float = 1.0
+    verify_timeout: float = 30.0
     health_jitter: float = 0.1
+    heartbeat_interval: float = 10.0  # of engines that register themselves (ENG-1)
+    heartbeat_ttl: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

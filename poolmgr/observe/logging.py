@@ -27,9 +27,12 @@ WARNINGS: Final = frozenset(
         "restart_rate_high",
         "circuit_breaker_opened",
         "leases_revoked",
+        "leases_unknown",
+        "engine_lost",
+        "restart_flapping",
     }
 )
-CRITICAL: Final = frozenset({"restart_storm", "oom_storm"})
+CRITICAL: Final = frozenset({"restart_storm", "oom_storm", "host_fault", "pool_in_doubt"})
 
 
 class LogWriter:

@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
-from poolmgr.core.messages import Note
-from poolmgr.core.state import Fingerprint, Pool, view
+from poolmgr.core.effects import Note
+from poolmgr.core.state import Pool
+from poolmgr.core.view import Fingerprint, view
 from poolmgr.model.pool import PoolView
 
 CAPACITY = 8192
@@ -21,14 +22,15 @@ EPOCH_SHIFT = 40
 
 
 class PublishedPool:
-    """A pool at one revision. The view is made on first use; `encoded` is the edge's, for what it sends."""
+    """A pool at one revision. The view is made on first use; `encoded` and `watched` are the edge's, to be sent."""
 
-    __slots__ = ("_of", "_offset", "_view", "encoded", "pool_id", "revision")
+    __slots__ = ("_of", "_offset", "_view", "encoded", "pool_id", "revision", "watched")
 
     def __init__(self, of: Fingerprint, revision: int, wall_offset: float) -> None:
         self.pool_id = of.pool_id
         self.revision = revision
         self.encoded: object = None
+        self.watched: bytes | None = None
         self._of = of
         self._offset = wall_offset
         self._view: PoolView | None = None

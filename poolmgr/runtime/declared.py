@@ -9,6 +9,7 @@ from poolmgr.core.messages import Delete
 from poolmgr.errors import ClientError, PoolmgrError, Reason
 from poolmgr.model.daemon import ConfigChange
 from poolmgr.model.pool import Origin, PoolSpec, PoolState
+from poolmgr.runtime.generations import Generations
 from poolmgr.runtime.supervisor import Supervisor
 
 
@@ -50,14 +51,22 @@ def difference(supervisor: Supervisor, wanted: Mapping[str, PoolSpec]) -> Differ
 
 
 async def reload(
-    supervisor: Supervisor, wanted: Mapping[str, PoolSpec], restart_required: tuple[str, ...], validate_only: bool
+    supervisor: Supervisor,
+    generations: Generations,
+    wanted: Mapping[str, PoolSpec],
+    restart_required: tuple[str, ...],
+    validate_only: bool,
 ) -> ConfigChange:
     """Applies the difference once all of it has been found possible. Deletions drain, and are not waited for."""
-    return await supervisor.whole(_reload(supervisor, wanted, restart_required, validate_only))
+    return await supervisor.whole(_reload(supervisor, generations, wanted, restart_required, validate_only))
 
 
 async def _reload(
-    supervisor: Supervisor, wanted: Mapping[str, PoolSpec], restart_required: tuple[str, ...], validate_only: bool
+    supervisor: Supervisor,
+    generations: Generations,
+    wanted: Mapping[str, PoolSpec],
+    restart_required: tuple[str, ...],
+    validate_only: bool,
 ) -> ConfigChange:
     async with supervisor.reloads:
         diff = difference(supervisor, wanted)
@@ -66,9 +75,9 @@ async def _reload(
             for pool_id in diff.created:
                 await supervisor.create(pool_id, wanted[pool_id], Origin.CONFIG)
             for pool_id in diff.updated:
-                await supervisor.update(pool_id, _to(wanted[pool_id]))
+                await generations.update(pool_id, _to(wanted[pool_id]))
             for pool_id in diff.deleted:
-                supervisor.actor(pool_id).command(Delete())
+                await supervisor.actor(pool_id).command(Delete())
     return ConfigChange(diff.created, diff.updated, diff.deleted, restart_required)
 
 
@@ -89,7 +98,7 @@ def _to(spec: PoolSpec) -> Callable[[PoolSpec], PoolSpec]:
     return lambda current: spec
 
 
-async def apply_at_start(supervisor: Supervisor, wanted: Mapping[str, PoolSpec]) -> None:
+async def apply_at_start(supervisor: Supervisor, generations: Generations, wanted: Mapping[str, PoolSpec]) -> None:
     """As `reload`, but one pool that cannot run does not keep the others from running: it is parked or left out,
     and the daemon's status says why."""
     for pool_id, spec in sorted(wanted.items()):
@@ -98,7 +107,7 @@ async def apply_at_start(supervisor: Supervisor, wanted: Mapping[str, PoolSpec])
             if known is None:
                 await supervisor.create(pool_id, spec, Origin.CONFIG, gates=False)
             elif known.pool.origin is Origin.CONFIG:
-                await supervisor.update(pool_id, _to(spec))
+                await generations.update(pool_id, _to(spec))
             else:
                 supervisor.warnings.append(f"pools.{pool_id} was made over the API; a file never touches those")
         except PoolmgrError as error:
@@ -106,6 +115,6 @@ async def apply_at_start(supervisor: Supervisor, wanted: Mapping[str, PoolSpec])
     for actor in supervisor.actors():
         if actor.pool.origin is Origin.CONFIG and actor.pool.pool_id not in wanted:
             try:
-                actor.command(Delete())
+                await actor.command(Delete())
             except PoolmgrError as error:
                 supervisor.warnings.append(f"pools.{actor.pool.pool_id} is not removed: {error.message}")

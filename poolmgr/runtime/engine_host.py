@@ -15,26 +15,23 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from poolmgr.core.effects import Discard, Effect, KillTree, Rest, RunProbe, Start, Terminate, Verify
 from poolmgr.core.messages import (
     Adopted,
-    Discard,
-    Effect,
+    AdoptedBeside,
     Event,
     Exited,
-    KillTree,
     Probed,
-    Rest,
-    RunProbe,
     Spawned,
-    Start,
     StartRefused,
-    Terminate,
     TreeEmpty,
+    Verified,
 )
-from poolmgr.core.pool import engine_arguments
+from poolmgr.core.starting import engine_arguments
+from poolmgr.core.state import owner, spec_of, version
 from poolmgr.errors import ClientError, EnvironmentFault, InternalError, Reason
 from poolmgr.model.engine import EngineFacts, ExitRecord, LaunchSpec, ProbeOutcome, RecoveredEngine
-from poolmgr.model.pool import LOG_TAIL_CHARACTERS, LOG_TAIL_LINES, EngineName, PoolSpec, ProbeKind
+from poolmgr.model.pool import LOG_TAIL_CHARACTERS, LOG_TAIL_LINES, EngineName, PoolRecord, PoolSpec, ProbeKind
 from poolmgr.ports import Clock, EngineKind, Ports, Probe, Rng, Runtime, Workers
 from poolmgr.runtime.keyed import KeyedLocks
 from poolmgr.runtime.pool_actor import PoolActor
@@ -63,22 +60,21 @@ class Outside:
 class EngineLink:
     """Carries what a runtime tells about one engine to the pool that it belongs to."""
 
-    def __init__(self, actor: PoolActor, engine_id: str, outside: Outside) -> None:
+    def __init__(self, actor: PoolActor, engine_id: str, kind: EngineKind, runtime: Runtime) -> None:
         self._actor = actor
         self._engine_id = engine_id
-        self._outside = outside
+        self._kind = kind
+        self._runtime = runtime
         self._held: list[Event] | None = []
 
-    def begin(self, fact: Spawned | Adopted) -> None:
+    def begin(self, fact: Spawned | Adopted | AdoptedBeside) -> None:
         """Tells that the engine runs, then what was heard before: one can die before its start has been reported."""
         held, self._held = self._held or [], None
         for event in (fact, *held):
             self._actor.tell(event)
 
     def exited(self, record: ExitRecord) -> None:
-        tail = self._outside.runtime.log_tail(self._engine_id, LOG_TAIL_LINES)
-        kind = self._outside.kinds[self._actor.pool.spec.engine]
-        self._tell(Exited(self._engine_id, record, shortened(tail), kind.diagnose(record, tail)))
+        self._tell(told(self._engine_id, record, self._kind, self._runtime))
 
     def tree_empty(self) -> None:
         self._tell(TreeEmpty(self._engine_id))
@@ -88,6 +84,12 @@ class EngineLink:
             self._actor.tell(event)
         else:
             self._held.append(event)
+
+
+def told(engine_id: str, record: ExitRecord, kind: EngineKind, runtime: Runtime) -> Exited:
+    """The end of an engine with what its log says of it."""
+    tail = runtime.log_tail(engine_id, LOG_TAIL_LINES)
+    return Exited(engine_id, record, shortened(tail), kind.diagnose(record, tail))
 
 
 def mark_of(spec: PoolSpec) -> str:
@@ -145,6 +147,20 @@ def _answer(future: asyncio.Future[bool], value: bool) -> None:
         future.set_result(value)
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """The second engine of a reload in which an earlier daemon died: what it was started for; whether it retires."""
+
+    spec: PoolSpec
+    retiring: bool
+
+
+def record_of(actor: PoolActor, spec: PoolSpec, generation: int) -> PoolRecord:
+    """What the pool can be made of again if the store is lost and this engine is not (PROC-7)."""
+    pool = actor.pool
+    return PoolRecord(pool.pool_id, spec, generation, pool.origin, pool.create_time)
+
+
 class EngineHost:
     """All engines of the daemon. What is done to one engine is done in the order in which it was asked for."""
 
@@ -162,9 +178,12 @@ class EngineHost:
         match effect:
             case Start():
                 engine_id = effect.engine_id or self._outside.rng.hex(16)
-                self._spawn(self._start(actor, effect, engine_id, actor.pool.spec, actor.pool.generation), "start")
+                spec = spec_of(actor.pool, effect.generation)
+                self._spawn(self._start(actor, effect, engine_id, spec), "start")
             case RunProbe():
                 self._spawn(self._probe(actor, effect), "probe")
+            case Verify():
+                self._spawn(self._verify(actor, effect), "verify")
             case Terminate(engine_id):
                 self._outside.runtime.terminate(engine_id)
             case KillTree(engine_id):
@@ -216,10 +235,9 @@ class EngineHost:
     def _forget_leftover(self, pool_id: str, engine_id: str) -> None:
         self._leftover.get(pool_id, {}).pop(engine_id, None)
 
-    async def remove(self, engine_id: str) -> None:
-        """Removes what is left of an engine that has ended. Raises EnvironmentFault."""
-        async with self._order.hold(engine_id):
-            await self._outside.runtime.remove(engine_id)
+    async def remove(self, pool_id: str, engine_id: str) -> None:
+        """Removes what is left of an engine that has ended. Raises EnvironmentFault; `put_away` tries again."""
+        await self._undo(pool_id, engine_id, self._outside.runtime.remove)
 
     async def end_survivors(self, engine_id: str, seconds: float) -> bool:
         """Kills what a dead engine of an earlier daemon left running; whether nothing was left within `seconds`."""
@@ -232,36 +250,46 @@ class EngineHost:
         finally:
             timer.cancel()
 
-    def adopt(self, actor: PoolActor, engine: RecoveredEngine) -> None:
+    def adopt(self, actor: PoolActor, engine: RecoveredEngine, beside: Beside | None = None) -> None:
         """Takes over an engine that runs, though it may have been launched for a spec that is no longer the pool's.
 
-        Raises EnvironmentFault when it cannot be watched.
+        `beside`: it is the second one of a reload. Raises EnvironmentFault when it cannot be watched.
         """
         if engine.identity is None:
             raise InternalError(f"engine {engine.engine_id} is alive and has no identity")
         if engine.port:
             self._outside.ports.claim(engine.port)
-        pool = actor.pool
-        try:
-            argv, env = self.command_line(pool.spec, engine.port)
-        except ClientError:
-            # What it was started from has gone since. It runs on; its next start goes through the gates, which say so.
-            argv, env = NO_COMMAND_LINE, {}
-        before = engine.launch
-        now = LaunchSpec(
-            engine.engine_id, pool.pool_id, pool.generation, argv, env, engine.port,
-            mark=mark_of(pool.spec), slots=pool.spec.slots,
-        )  # fmt: skip
+        spec = beside.spec if beside else actor.pool.spec
+        generation = engine.generation if beside else actor.pool.generation
+        now = self._launch_of(actor, engine, spec, generation)
         self._launches[engine.engine_id] = now
-        link = EngineLink(actor, engine.engine_id, self._outside)
+        link = EngineLink(actor, engine.engine_id, self._outside.kinds[spec.engine], self._outside.runtime)
         try:
             self._outside.runtime.attach(engine.engine_id, link)
         except EnvironmentFault:
             self._release_port(engine.engine_id)
             raise
+        before, who = engine.launch, engine.identity
         current = before is not None and _still_serves(before, now)
         slots = before.slots if before else 0
-        link.begin(Adopted(engine.engine_id, engine.identity.pid, engine.port, current, slots))
+        adopted = Adopted(engine.engine_id, who.pid, engine.port, current or beside is not None, slots, who.start_ticks)
+        link.begin(adopted if beside is None else AdoptedBeside(adopted, spec, generation, beside.retiring))
+
+    def _launch_of(self, actor: PoolActor, engine: RecoveredEngine, spec: PoolSpec, generation: int) -> LaunchSpec:
+        """How it would be launched now."""
+        try:
+            argv, env = self.command_line(spec, engine.port)
+        except ClientError:
+            # What it was started from has gone since. It runs on; its next start goes through the gates, which say so.
+            argv, env = NO_COMMAND_LINE, {}
+        return LaunchSpec(
+            engine.engine_id, actor.pool.pool_id, generation, argv, env, engine.port,
+            mark=mark_of(spec), slots=spec.slots, record=record_of(actor, spec, generation),
+        )  # fmt: skip
+
+    def told(self, actor: PoolActor, engine_id: str, record: ExitRecord) -> Exited:
+        """The end of an engine of an earlier daemon, with what its log says of it."""
+        return told(engine_id, record, self._outside.kinds[actor.pool.spec.engine], self._outside.runtime)
 
     def command_line(self, spec: PoolSpec, port: int) -> tuple[tuple[str, ...], dict[str, str]]:
         """(argv, the whole environment) that this spec gives on this port."""
@@ -271,29 +299,32 @@ class EngineHost:
         """The gates before a spawn. Raises ClientError."""
         await self._outside.workers.run(self._outside.kinds[spec.engine].check, spec)
 
-    async def _start(self, actor: PoolActor, effect: Start, engine_id: str, spec: PoolSpec, generation: int) -> None:
+    async def _start(self, actor: PoolActor, effect: Start, engine_id: str, spec: PoolSpec) -> None:
+        generation = effect.generation
         async with self._order.hold(engine_id):
             try:
-                launch = await self._launch(actor, effect, engine_id, spec, generation)
-                link = EngineLink(actor, engine_id, self._outside)
+                if effect.probe_host:
+                    await self._outside.runtime.probe_host()
+                launch = await self._launch(actor, effect, engine_id, spec)
+                link = EngineLink(actor, engine_id, self._outside.kinds[spec.engine], self._outside.runtime)
                 identity = await self._outside.runtime.start(launch, link)
             except ClientError as error:
-                refused = StartRefused(error.reason, error.message, permanent=True)
+                refused = StartRefused(error.reason, error.message, True, generation)
             except EnvironmentFault as error:
                 permanent = error.reason is Reason.SPAWN_FAILED and error.numbers.get("errno") in PERMANENT_ERRNO
-                refused = StartRefused(error.reason, error.message, permanent)
+                refused = StartRefused(error.reason, error.message, permanent, generation)
             else:
                 self._forget_leftover(actor.pool.pool_id, engine_id)
-                link.begin(Spawned(engine_id, identity.pid, launch.port, launch.slots))
+                link.begin(
+                    Spawned(engine_id, identity.pid, launch.port, launch.slots, identity.start_ticks, generation)
+                )
                 return
             self._release_port(engine_id)
         if not effect.engine_id:
             self._leave(actor, engine_id, self._outside.runtime.remove)
         actor.tell(refused)
 
-    async def _launch(
-        self, actor: PoolActor, effect: Start, engine_id: str, spec: PoolSpec, generation: int
-    ) -> LaunchSpec:
+    async def _launch(self, actor: PoolActor, effect: Start, engine_id: str, spec: PoolSpec) -> LaunchSpec:
         """What to start: what was started last in this place, if that has been READY; else anew through the gates."""
         last = self._launches.get(engine_id)
         if last is not None and last.argv != NO_COMMAND_LINE and effect.proven and not effect.fresh_port:
@@ -305,8 +336,9 @@ class EngineHost:
         port = last.port if last else self._outside.ports.reserve(spec.port)
         argv, env = self.command_line(spec, port)
         launch = LaunchSpec(
-            engine_id, actor.pool.pool_id, generation, argv, env, port, mark=mark_of(spec), slots=spec.slots
-        )
+            engine_id, actor.pool.pool_id, effect.generation, argv, env, port,
+            mark=mark_of(spec), slots=spec.slots, record=record_of(actor, spec, effect.generation),
+        )  # fmt: skip
         self._launches[engine_id] = launch
         return launch
 
@@ -316,14 +348,15 @@ class EngineHost:
             self._outside.ports.release(launch.port)
 
     async def _probe(self, actor: PoolActor, effect: RunProbe) -> None:
-        out, run = self._outside, actor.pool.engine
-        if run is None:
+        out, whose = self._outside, owner(actor.pool, effect.engine_id)
+        run = whose.engine
+        if run is None or run.engine_id != effect.engine_id:
             return
-        spec, kind = actor.pool.spec, out.kinds[actor.pool.spec.engine]
+        spec, kind = whose.spec, out.kinds[whose.spec.engine]
         ask = kind.readiness if effect.readiness else kind.liveness
         target = ask(spec, run.port, effect.timeout)
         result = await out.probe(target)
-        now = actor.pool.engine
+        now = owner(actor.pool, effect.engine_id).engine
         if now is None or now.engine_id != run.engine_id or not now.main_alive:
             return
         owned: bool | None = True  # nothing to own where nothing is asked
@@ -333,7 +366,21 @@ class EngineHost:
         if effect.readiness and result.outcome is ProbeOutcome.OK and owned:
             facts = await self._describe(kind, spec, run.port, effect.timeout)
         usage = out.runtime.usage(run.engine_id)
-        actor.tell(Probed(effect.serial, result, usage, owned, facts))
+        actor.tell(Probed(run.engine_id, effect.serial, result, usage, owned, facts))
+
+    async def _verify(self, actor: PoolActor, effect: Verify) -> None:
+        """A piece of the engine's own work, where its kind knows one; else its readiness once more."""
+        whose = version(actor.pool, effect.generation)
+        run, kind = whose.engine, self._outside.kinds[whose.spec.engine]
+        if run is None:
+            return  # its end has been told
+        target = kind.verification(whose.spec, run.port, effect.timeout)
+        result = await self._outside.probe(target)
+        now = version(actor.pool, effect.generation).engine
+        if now is None or now.engine_id != run.engine_id:
+            return  # nor does its answer vouch for another engine of this generation
+        detail = "" if result.outcome is ProbeOutcome.OK else f"synthetic request: {result.detail or result.outcome}"
+        actor.tell(Verified(effect.generation, detail))
 
     async def _describe(self, kind: EngineKind, spec: PoolSpec, port: int, timeout: float) -> EngineFacts | None:
         try:

@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
 from poolmgr.core.messages import Delete, Drain, Event, Preload, Release, Renew, ResetBreaker, Stop, Undrain
-from poolmgr.core.state import Pool
+from poolmgr.core.state import Pool, ReloadPhase, leased, live_leases
+from poolmgr.core.view import engine_views
 from poolmgr.errors import ClientError, EnvironmentFault, Reason
 from poolmgr.model.daemon import ConfigChange, DaemonStatus
-from poolmgr.model.lease import Lease, LeaseAsk, LeaseOutcome, Refusal, RefusalReason
-from poolmgr.model.pool import Origin, PoolSpec, PoolState
+from poolmgr.model.lease import Lease, LeaseAsk, LeaseOutcome, Refusal, RefusalReason, pool_of
+from poolmgr.model.pool import GenerationView, Origin, PoolSpec, PoolState, ReloadStrategy
+from poolmgr.model.registration import Beat, BeatAnswer, EngineView, Registration
 from poolmgr.model.settings import LeaseSettings
-from poolmgr.ports import Clock
+from poolmgr.ports import Clock, Store
 from poolmgr.runtime import declared
 from poolmgr.runtime.bus import Bus, Change, PublishedPool, Resync
 from poolmgr.runtime.engine_host import Outside
+from poolmgr.runtime.generations import Generations, Way
 from poolmgr.runtime.pool_actor import PoolActor
+from poolmgr.runtime.registrations import Registrations
 from poolmgr.runtime.supervisor import Supervisor, counts
 
 ON_THE_WAY = {PoolState.PENDING, PoolState.PROVISIONING, PoolState.STARTING, PoolState.STOPPING}
 STARTED = frozenset(set(PoolState) - ON_THE_WAY)  # or failed to
+
+
+def _arrived(pool: Pool) -> bool:
+    """Whether a reload is committed or over; the old engine may still retire."""
+    reload = pool.reload
+    return pool.state in STARTED and (reload is None or reload.phase is ReloadPhase.RETIRING)
+
+
 DRAINED = frozenset(set(PoolState) - {PoolState.DRAINING, PoolState.STOPPING})
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What the daemon says of itself that does not change. `start_time` in Unix seconds."""
+    """What the daemon says of itself that does not change. `start_time` in Unix seconds; `notes` for operators."""
 
     version: str
     pid: int
@@ -35,6 +48,7 @@ class About:
     address: str
     state_dir: str
     config_file: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +69,17 @@ class Facade:
     """Raises PoolmgrError for what cannot be done; what it raises left nothing behind."""
 
     def __init__(
-        self, supervisor: Supervisor, outside: Outside, clock: Clock, about: About, controls: Controls
+        self,
+        supervisor: Supervisor,
+        outside: Outside,
+        store: Store,
+        clock: Clock,
+        about: About,
+        controls: Controls,
     ) -> None:
         self._supervisor = supervisor
+        self.versions = Generations(supervisor, store, clock)
+        self.registrations = Registrations(supervisor, clock)
         self._workers = outside.workers
         self._runtime = outside.runtime
         self._clock = clock
@@ -93,7 +115,33 @@ class Facade:
         await self._supervisor.check_new(pool_id, spec)
 
     async def update_pool(self, pool_id: str, change: Callable[[PoolSpec], PoolSpec]) -> PublishedPool:
-        return (await self._supervisor.update(pool_id, change)).published
+        self.registrations.require_ours(pool_id)
+        return (await self.versions.update(pool_id, change)).published
+
+    async def reload_pool(
+        self, pool_id: str, spec: PoolSpec | None, strategy: ReloadStrategy, drain_deadline: float | None, wait: float
+    ) -> PublishedPool:
+        """To a new generation; `spec` None restarts the same. Times in seconds."""
+        self.registrations.require_ours(pool_id)
+        actor = await self.versions.reload(pool_id, spec, Way(strategy, drain_deadline))
+        return await self._reloaded(actor, wait)
+
+    async def rollback_pool(
+        self, pool_id: str, generation: int, drain_deadline: float | None, wait: float
+    ) -> PublishedPool:
+        """To a generation that is kept, 0 for the last good one."""
+        self.registrations.require_ours(pool_id)
+        actor = await self.versions.rollback(pool_id, generation, Way(drain_deadline=drain_deadline))
+        return await self._reloaded(actor, wait)
+
+    async def _reloaded(self, actor: PoolActor, wait: float) -> PublishedPool:
+        if wait > 0:
+            await actor.until(_arrived, self._clock.now() + wait)
+        return actor.published
+
+    async def generations(self, pool_id: str) -> Sequence[GenerationView]:
+        """Oldest first."""
+        return await self.versions.list(pool_id)
 
     async def preload(self, pool_id: str, wait: float) -> PublishedPool:
         return await self._command(pool_id, Preload(), wait, lambda p: p.state in STARTED)
@@ -112,15 +160,16 @@ class Facade:
 
     async def delete(self, pool_id: str, deadline: float | None) -> None:
         """Returns once the pool is forgotten; goes on when the caller does not wait for it."""
-        actor = self._supervisor.actor(pool_id)
-        actor.command(Delete(deadline))
+        await self._command(pool_id, Delete(deadline), 0.0, lambda p: True)
         await asyncio.shield(self._supervisor.forgotten(pool_id))
 
     async def _command(self, pool_id: str, event: Event, wait: float, reached: Callable[[Pool], bool]) -> PublishedPool:
         if self._supervisor.closing:
             raise EnvironmentFault(Reason.SHUTTING_DOWN, "the daemon is shutting down")
         actor = self._supervisor.actor(pool_id)
-        actor.command(event)
+        if actor.pool.state is PoolState.UNKNOWN:
+            await self._supervisor.clear_doubt(pool_id)
+        await actor.command(event)
         if wait > 0:
             await actor.until(reached, self._clock.now() + wait)
         return actor.published
@@ -138,6 +187,20 @@ class Facade:
             return Refusal(RefusalReason.POOL_NOT_FOUND, f"there is no pool {pool_id!r}")
         return await actor.acquire(ask)
 
+    def try_acquire(self, pool_id: str, ask: LeaseAsk) -> Lease | Refusal | None:
+        """As `acquire`, without waiting: None where the ask would have to, and may."""
+        actor = self._supervisor.find(pool_id)
+        if actor is None:
+            return Refusal(RefusalReason.POOL_NOT_FOUND, f"there is no pool {pool_id!r}")
+        if not ask.wait:
+            return actor.ask(ask)
+        result = actor.ask(replace(ask, wait=0.0))
+        return result if isinstance(result, Lease) else None
+
+    def lease_batch(self) -> AbstractContextManager[None]:
+        """What is granted and ended inside is recorded at once, at its end. EnvironmentFault: no grant in it holds."""
+        return self._supervisor.recording.batch()
+
     def renew(self, lease_id: str, token: str) -> tuple[LeaseOutcome, float | None]:
         """(outcome, new expiry in boot-time seconds)."""
         actor = self._pool_of(lease_id)
@@ -151,12 +214,29 @@ class Facade:
         return LeaseOutcome.UNKNOWN if actor is None else actor.end_lease(Release(lease_id, token)).outcome
 
     def _pool_of(self, lease_id: str) -> PoolActor | None:
-        return self._supervisor.find(lease_id.rpartition(".")[0])
+        return self._supervisor.find(pool_of(lease_id))
 
     def leases(self, pool_id: str) -> Sequence[tuple[str, Lease]]:
         """(pool id, lease), by pool id and grant; every pool when `pool_id` is empty."""
         actors = [self._supervisor.actor(pool_id)] if pool_id else self._supervisor.actors()
-        return [(actor.pool.pool_id, lease) for actor in actors for lease in actor.pool.leases.live.values()]
+        return [(actor.pool.pool_id, lease) for actor in actors for lease in live_leases(actor.pool)]
+
+    # Engines.
+
+    async def register_engine(self, said: Registration) -> PublishedPool:
+        return (await self.registrations.register(said)).published
+
+    def heartbeat(self, beat: Beat) -> BeatAnswer:
+        return self.registrations.heartbeat(beat)
+
+    async def deregister_engine(self, engine_id: str) -> None:
+        await self.registrations.deregister(engine_id)
+
+    def engines(self, pool_id: str) -> Sequence[EngineView]:
+        """By pool; every pool's when `pool_id` is empty."""
+        actors = [self._supervisor.actor(pool_id)] if pool_id else self._supervisor.actors()
+        offset = self.wall_offset()
+        return [view for actor in actors for view in engine_views(actor.pool, offset, self._runtime.directory)]
 
     # Watch.
 
@@ -170,7 +250,10 @@ class Facade:
         return self._runtime.log_tail(self._engine_id(pool_id), lines)
 
     def _engine_id(self, pool_id: str) -> str:
-        home = self._supervisor.actor(pool_id).pool.home
+        pool = self._supervisor.actor(pool_id).pool
+        home = pool.home
+        if pool.registered is not None:
+            raise ClientError(Reason.POOL_STATE, f"the engine of pool {pool_id} registered itself: its log is not here")
         if home is None or not home.engine_id:
             raise ClientError(Reason.POOL_STATE, f"pool {pool_id} has not been started, so it has no log")
         return home.engine_id
@@ -195,8 +278,8 @@ class Facade:
             pools=len(actors),
             pools_ready=by_state.get(PoolState.READY, 0),
             engines_live=sum(1 for actor in actors if actor.pool.engine is not None),
-            active_leases=sum(len(actor.pool.leases.live) for actor in actors),
-            warnings=tuple(self._supervisor.warnings),
+            active_leases=sum(leased(actor.pool) for actor in actors),
+            warnings=(*about.notes, *self._supervisor.warnings),
             pools_by_state=by_state,
         )
 
@@ -207,7 +290,7 @@ class Facade:
     async def reload_config(self, validate_only: bool) -> ConfigChange:
         """Reads the file again. A bad file, or a pool in it that cannot run, changes nothing."""
         wanted, restart_required = await self._workers.run(self._controls.read_config)
-        return await declared.reload(self._supervisor, wanted, restart_required, validate_only)
+        return await declared.reload(self._supervisor, self.versions, wanted, restart_required, validate_only)
 
     def shutdown(self, stop_engines: bool) -> int:
         """Begins the end of the daemon. Returns how many engines will go on."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from poolmgr.core.messages import ChangeSpec, Preload, Stop
-from poolmgr.core.state import new_pool
+from poolmgr.core.effects import Effect
+from poolmgr.core.memo import Memo
+from poolmgr.core.messages import HostFault, LeasesKept, Preload, Recovered, Stop
+from poolmgr.core.state import changed, may_serve, new_pool, remembering
 from poolmgr.errors import ClientError, EnvironmentFault, PoolmgrError, Reason
-from poolmgr.model.pool import Origin, PoolRecord, PoolSpec, PoolState
+from poolmgr.model.engine import RecoveryState
+from poolmgr.model.lease import EndedLease, KeptLeases, Lease, LeaseOutcome, pool_of
+from poolmgr.model.pool import Origin, PoolRecord, PoolSpec, PoolState, StoredPool
 from poolmgr.model.settings import LeaseSettings, SupervisionSettings
 from poolmgr.ports import Clock, Rng, Store
 from poolmgr.runtime.bus import Bus
@@ -19,7 +24,10 @@ from poolmgr.runtime.engine_host import EngineHost, Outside
 from poolmgr.runtime.host_counters import HostCounters
 from poolmgr.runtime.keyed import KeyedLocks
 from poolmgr.runtime.pool_actor import PoolActor, Surroundings
-from poolmgr.runtime.recovery import Recovery
+from poolmgr.runtime.recording import Recording
+from poolmgr.runtime.recovery import Known, Recovery, lost_records
+from poolmgr.runtime.registered_host import RegisteredHost
+from poolmgr.runtime.remembering import decode, encode
 from poolmgr.runtime.tasks import Tasks
 
 T = TypeVar("T")
@@ -47,17 +55,25 @@ class Supervisor:
         self._spawn = spawn
         self.warnings: deque[str] = deque(maxlen=MAX_WARNINGS)
         self.engines = EngineHost(outside, clock, spawn, self.warnings)
-        s = settings.supervision
-        counters = HostCounters(store.epoch, s.restart_window, s.restart_rate_limit)
-        self._around = Surroundings(clock, rng, bus, counters, self.engines.perform, self._forget)
+        self._registered = RegisteredHost(outside, spawn)
+        self.counters = HostCounters(range(0), settings.supervision, self._reserve_fences)
+        self.recording = Recording(store, self.counters)
+        self._around = Surroundings(
+            clock, rng, bus, self.counters, self.recording, store, spawn, self.warnings, self._perform,
+            self._forget, self._died,
+        )  # fmt: skip
+        self._recovery = Recovery(self.engines, self.warnings, clock.boot_id)
         self._actors: dict[str, PoolActor] = {}
-        # Orders the editors of one pool's spec. Nothing else waits for them: not status, leases, drain or the actor.
         self._edits = KeyedLocks()
         self._creating: set[str] = set()
         self._editing: set[asyncio.Task[None]] = set()
         self.reloads = asyncio.Lock()  # one reload of the file after the other
         self._forgetting: dict[str, asyncio.Future[None]] = {}
         self.closing = False
+
+    def _perform(self, actor: PoolActor, effect: Effect) -> None:
+        host = self.engines if actor.pool.registered is None else self._registered
+        host.perform(actor, effect)
 
     # Look.
 
@@ -111,13 +127,24 @@ class Supervisor:
                 if gates:
                     await self.engines.check(spec)
                 record = PoolRecord(pool_id, spec, 1, origin, self._clock.wall())
-                await self._store.put_pool(record)
+                memo = Memo(1, 1, wanted=spec.preload, good=(1,))
+                await self._store.put_pool(record, encode(memo, self._clock))
             finally:
                 self._creating.discard(pool_id)
-            actor = self._add(record)
-        if spec.preload and not self.closing:
-            actor.tell(Preload())
+            actor = self._add(record, memo, made=True)
+            if spec.preload and not self.closing:
+                actor.tell(Preload())
         return actor
+
+    async def enrol(self, record: PoolRecord, memo: Memo) -> PoolActor:
+        """Makes the pool of an engine that registered itself durable, then alive. Whoever calls holds its `editing`."""
+        self._admit()
+        self._creating.add(record.pool_id)
+        try:
+            await self._store.put_pool(record, encode(memo, self._clock))
+        finally:
+            self._creating.discard(record.pool_id)
+        return self._add(record, memo, made=True)
 
     async def whole(self, work: Coroutine[object, object, T]) -> T:
         """Does the work to its end, also when whoever asked for it is cancelled meanwhile."""
@@ -166,7 +193,7 @@ class Supervisor:
 
     @staticmethod
     def _same(existing: PoolActor, spec: PoolSpec) -> PoolActor:
-        if existing.pool.spec == spec and not existing.pool.deleting:
+        if existing.pool.spec == spec and not existing.pool.deleting and existing.pool.registered is None:
             return existing
         why = "is being deleted" if existing.pool.deleting else "exists with another spec; UpdatePool changes it"
         raise ClientError(
@@ -175,30 +202,14 @@ class Supervisor:
             numbers={"pool_id": existing.pool.pool_id, "generation": existing.pool.generation},
         )
 
-    async def update(self, pool_id: str, change: Callable[[PoolSpec], PoolSpec]) -> PoolActor:
-        """Takes over what `change` makes of the spec as a new generation; an equal one changes nothing.
+    def editing(self, pool_id: str) -> AbstractAsyncContextManager[None]:
+        """Held by whoever changes the spec of this pool. Nothing else waits for it: not status, leases or the actor."""
+        return self._edits.hold(pool_id)
 
-        `change` is called once this editor's turn has come, so that no other's change is lost.
-        """
-        return await self.whole(self._update(pool_id, change))
-
-    async def _update(self, pool_id: str, change: Callable[[PoolSpec], PoolSpec]) -> PoolActor:
-        async with self._edits.hold(pool_id):
-            actor = self.actor(pool_id)
-            pool, spec = actor.pool, change(actor.pool.spec)
-            if pool.spec == spec:
-                return actor
-            if pool.deleting:
-                raise ClientError(Reason.POOL_DELETING, f"pool {pool_id} is being deleted")
-            await self.check(spec)
-            record = PoolRecord(pool_id, spec, pool.generation + 1, pool.origin, pool.create_time)
-            await self._store.put_pool(record)
-            if not self.closing:  # it is durable: the next daemon acts on it
-                actor.tell(ChangeSpec(spec, record.generation))
-        return actor
-
-    def _add(self, record: PoolRecord) -> PoolActor:
-        actor = PoolActor(new_pool(record, self.settings.supervision, self.settings.leases), self._around)
+    def _add(self, record: PoolRecord, memo: Memo, made: bool = False) -> PoolActor:
+        """`made`: just now, so that there is nothing to be found of it."""
+        pool = remembering(new_pool(record, self.settings.supervision, self.settings.leases), memo)
+        actor = PoolActor(changed(pool, recovering=not made), self._around, memo)
         self._actors[record.pool_id] = actor
         return actor
 
@@ -218,6 +229,7 @@ class Supervisor:
                 return
             try:
                 await self.engines.put_away(pool_id)
+                await actor.forget()  # or it would be written into the row of a pool that is made again
                 await self._store.delete_pool(pool_id)
             except PoolmgrError as error:
                 self._resolve_forgotten(pool_id, error)
@@ -241,13 +253,85 @@ class Supervisor:
 
     async def recover(self) -> None:
         """Rebuilds the actors from the store and takes over what runs, before the first call is answered."""
-        for record in await self._store.load():
-            self._add(record)
-        recovery = Recovery(self.engines, self.warnings)
-        await recovery.take_over(self._actors, await self._outside.runtime.recover())
+        self.warnings.extend(self._store.warnings)
+        self.counters.add_fences(await self._store.reserve_fences())
+        found = await self._outside.runtime.recover()
+        running = {engine.pool_id for engine in found if engine.state is RecoveryState.ALIVE}
+        pools = {stored.pool_id: self._restore(stored, running) for stored in await self._store.load()}
+        for record in lost_records(found, pools):
+            pools[record.pool_id] = await self._rebuild(record)
+        ours = {pool_id: known for pool_id, known in pools.items() if known.actor.pool.registered is None}
+        await self._recovery.take_over(ours, found)
+        self._hand_leases(self._store.kept_leases())
         for actor in self.actors():
-            if actor.pool.spec.preload and actor.pool.state is PoolState.PENDING:
-                actor.tell(Preload())
+            actor.tell(Recovered())
+
+    def _restore(self, stored: StoredPool, running: Collection[str]) -> Known:
+        """The pool as it was committed; where nothing is remembered, its newest generation, wanted if it runs."""
+        memo = decode(stored.state, self._clock) if stored.state else None
+        if memo is None and stored.state:
+            self.warnings.append(f"pool {stored.pool_id}: what it remembered cannot be read; it begins anew")
+        specs = {g.generation: g.spec for g in stored.generations}
+        generation = memo.generation if memo and memo.generation in specs else max(specs)
+        record = PoolRecord(stored.pool_id, specs[generation], generation, stored.origin, stored.create_time)
+        if memo is None:
+            wanted = record.spec.preload or stored.pool_id in running
+            fresh = Memo(generation, max(specs), wanted=wanted, good=(generation,))
+            return Known(self._add(record, fresh), None, specs)
+        return Known(self._add(record, memo), memo, specs)
+
+    async def _rebuild(self, record: PoolRecord) -> Known:
+        """A pool that the store has lost, from the engine of it that runs (PROC-7)."""
+        text = f"pool {record.pool_id} was not in the store; it is rebuilt from its engine, which runs"
+        self.warnings.append(text)
+        memo = Memo(record.generation, record.generation, wanted=True, good=(record.generation,))
+        try:
+            await self._store.put_pool(record, encode(memo, self._clock))
+        except EnvironmentFault as fault:
+            self.warnings.append(f"pool {record.pool_id}: not stored: {fault.message}")
+        return Known(self._add(record, memo), None, {record.generation: record.spec})
+
+    def _hand_leases(self, kept: KeptLeases) -> None:
+        """Every pool hears of its leases, also that there may be more; a lease of a pool that is gone is over."""
+        if not kept.known and not any(may_serve(actor.pool) for actor in self.actors()):
+            self._store.vouch_for_leases()  # nothing runs that a lease could be on
+        by_pool: dict[str, list[Lease]] = {}
+        for pool_id, lease in kept.live:
+            by_pool.setdefault(pool_id, []).append(lease)
+        ended: dict[str, list[EndedLease]] = {}
+        for end in kept.ended:
+            ended.setdefault(pool_of(end.lease_id), []).append(end)
+        for actor in self.actors():
+            pool_id = actor.pool.pool_id
+            live = tuple(by_pool.pop(pool_id, ()))
+            actor.tell(LeasesKept(live, tuple(ended.get(pool_id, ())), kept.known))
+        orphans = [lease for leases in by_pool.values() for lease in leases]
+        if orphans:
+            over = [EndedLease(x.lease_id, x.token, LeaseOutcome.EXPIRED) for x in orphans]
+            self._store.record((), over)
+
+    async def clear_doubt(self, pool_id: str) -> None:
+        """Looks again at a pool that is UNKNOWN: an operator may have ended what was in doubt."""
+        async with self.reloads:
+            actor = self.actor(pool_id)
+            if actor.pool.state is PoolState.UNKNOWN:
+                doubts = self._recovery.doubts.get(pool_id, ())
+                await self._recovery.clear(actor, await self._outside.runtime.recover(doubts))
+
+    def _died(self, actor: PoolActor) -> None:
+        alive = sum(1 for a in self.actors() if a.pool.engine is not None and a.pool.engine.main_alive)
+        for pool_id in self.counters.count_death(self._clock.now(), actor.pool.pool_id, alive):
+            if pool_id in self._actors:
+                self._actors[pool_id].tell(HostFault())
+
+    def _reserve_fences(self) -> None:
+        self._spawn(self._more_fences(), "fences")
+
+    async def _more_fences(self) -> None:
+        try:
+            self.counters.add_fences(await self._store.reserve_fences())
+        except EnvironmentFault:
+            self.counters.add_fences(None)
 
     async def close(self, stop_engines: bool) -> int:
         """Ends the actors; with `stop_engines` their engines first. Returns how many engines go on."""
@@ -258,17 +342,19 @@ class Supervisor:
             await self._stop_all()
         left = sum(1 for actor in self.actors() if actor.pool.engine is not None)
         for actor in self.actors():
+            await actor.flush()
             actor.close()
         return left
 
     async def _stop_all(self) -> None:
-        for actor in self.actors():
+        ours = [actor for actor in self.actors() if actor.pool.registered is None]
+        for actor in ours:
             try:
-                actor.command(Stop())
-            except ClientError as refused:  # UNKNOWN: not ours to end
+                await actor.command(Stop(for_now=True))
+            except PoolmgrError as refused:  # UNKNOWN: not ours to end
                 self.warnings.append(f"pool {actor.pool.pool_id} is not stopped: {refused.message}")
         limit = self._clock.now() + self.settings.supervision.stop_grace + 10
-        for actor in self.actors():
+        for actor in ours:
             await actor.until(lambda p: p.engine is None and p.state is not PoolState.STOPPING, limit)
             await self._put_away(actor.pool.pool_id)
 

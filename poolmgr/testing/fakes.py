@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import itertools
 import random
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -44,7 +44,8 @@ class FakeTimer:
 class FakeClock:
     """Time stands still until `advance`; timers then fire in order, each at its own time."""
 
-    def __init__(self, now: float = 1000.0, wall: float = 1.8e9) -> None:
+    def __init__(self, now: float = 1000.0, wall: float = 1.8e9, boot_id: str = "boot") -> None:
+        self.boot_id = boot_id
         self._now = now
         self._offset = wall - now
         self._timers: list[FakeTimer] = []
@@ -163,6 +164,9 @@ class ScriptedKind:
     def liveness(self, spec: PoolSpec, port: int, timeout: float) -> ProbeTarget:
         return self.readiness(spec, port, timeout)
 
+    def verification(self, spec: PoolSpec, port: int, timeout: float) -> ProbeTarget:
+        return ProbeTarget("SYNTHETIC", "127.0.0.1", port, "/verify", timeout=timeout)
+
     async def describe(self, spec: PoolSpec, port: int, timeout: float) -> EngineFacts:
         return self.facts
 
@@ -192,6 +196,8 @@ class ScriptedRuntime:
         self.removed: list[str] = []
         self.found: list[RecoveredEngine] = []
         self.refuse: EnvironmentFault | None = None
+        self.host_fault: EnvironmentFault | None = None
+        self.host_probes = 0
         self.owned: bool | None = True
         self.kill_works = True
         self.used = Usage(log_bytes=10, rss_bytes=1 << 20, read_bytes=0)
@@ -246,8 +252,13 @@ class ScriptedRuntime:
         if any(found) if engine is None else engine.tree_alive:
             raise InternalError(f"engine {engine_id} still has processes")
 
-    async def recover(self) -> Sequence[RecoveredEngine]:
-        return self.found
+    async def recover(self, engine_ids: Collection[str] | None = None) -> Sequence[RecoveredEngine]:
+        return [f for f in self.found if engine_ids is None or f.engine_id in engine_ids]
+
+    async def probe_host(self) -> None:
+        self.host_probes += 1
+        if self.host_fault is not None:
+            raise self.host_fault
 
     def attach(self, engine_id: str, listener: EngineListener) -> None:
         found = next(f for f in self.found if f.engine_id == engine_id)

@@ -22,23 +22,35 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from poolmgr.v1 import pool_pb2 as poolmgr_dot_v1_dot_pool__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17poolmgr/v1/engine.proto\x12\npoolmgr.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15poolmgr/v1/pool.proto\"\xcb\x02\n\x0e\x45ngineInstance\x12\x11\n\tengine_id\x18\x01 \x01(\t\x12\x0f\n\x07pool_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\r\x12\"\n\x06\x65ngine\x18\x04 \x01(\x0e\x32\x12.poolmgr.v1.Engine\x12\x16\n\x0e\x65ngine_version\x18\x05 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x06 \x01(\t\x12\x0b\n\x03pid\x18\x07 \x01(\r\x12%\n\x05state\x18\x08 \x01(\x0e\x32\x16.poolmgr.v1.Pool.State\x12\x13\n\x0bslots_total\x18\t \x01(\r\x12\x12\n\nslots_free\x18\n \x01(\r\x12\x13\n\x0b\x64\x65vice_mask\x18\x0b \x01(\t\x12.\n\nstart_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tdirectory\x18\r \x01(\t\"L\n\x12ListEnginesRequest\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"[\n\x13ListEnginesResponse\x12+\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x1a.poolmgr.v1.EngineInstance\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2_\n\rEngineService\x12N\n\x0bListEngines\x12\x1e.poolmgr.v1.ListEnginesRequest\x1a\x1f.poolmgr.v1.ListEnginesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17poolmgr/v1/engine.proto\x12\npoolmgr.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15poolmgr/v1/pool.proto\"\xed\x03\n\x0e\x45ngineInstance\x12\x11\n\tengine_id\x18\x01 \x01(\t\x12\x0f\n\x07pool_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\r\x12\"\n\x06\x65ngine\x18\x04 \x01(\x0e\x32\x12.poolmgr.v1.Engine\x12\x16\n\x0e\x65ngine_version\x18\x05 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x06 \x01(\t\x12\x0b\n\x03pid\x18\x07 \x01(\r\x12%\n\x05state\x18\x08 \x01(\x0e\x32\x16.poolmgr.v1.Pool.State\x12\x13\n\x0bslots_total\x18\t \x01(\r\x12\x12\n\nslots_free\x18\n \x01(\r\x12\x13\n\x0b\x64\x65vice_mask\x18\x0b \x01(\t\x12.\n\nstart_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tdirectory\x18\r \x01(\t\x12\x12\n\nregistered\x18\x0e \x01(\x08\x12\x32\n\x0elast_heartbeat\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\tin_flight\x18\x10 \x01(\rH\x00\x88\x01\x01\x12\x1d\n\x10progress_counter\x18\x11 \x01(\x04H\x01\x88\x01\x01\x42\x0c\n\n_in_flightB\x13\n\x11_progress_counter\"\x92\x03\n\x15RegisterEngineRequest\x12\x11\n\tengine_id\x18\x01 \x01(\t\x12\x14\n\x07pool_id\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08\x65ndpoint\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\'\n\x06\x65ngine\x18\x04 \x01(\x0e\x32\x12.poolmgr.v1.EngineH\x02\x88\x01\x01\x12\x1b\n\x0e\x65ngine_version\x18\x05 \x01(\tH\x03\x88\x01\x01\x12\x18\n\x0bslots_total\x18\x06 \x01(\x05H\x04\x88\x01\x01\x12\x17\n\nslots_free\x18\x07 \x01(\x05H\x05\x88\x01\x01\x12\x18\n\x0b\x64\x65vice_mask\x18\x08 \x01(\tH\x06\x88\x01\x01\x12\x10\n\x03pid\x18\t \x01(\x05H\x07\x88\x01\x01\x12&\n\x03ttl\x18\n \x01(\x0b\x32\x19.google.protobuf.DurationB\n\n\x08_pool_idB\x0b\n\t_endpointB\t\n\x07_engineB\x11\n\x0f_engine_versionB\x0e\n\x0c_slots_totalB\r\n\x0b_slots_freeB\x0e\n\x0c_device_maskB\x06\n\x04_pid\"\xe9\x01\n\x10HeartbeatRequest\x12\x11\n\tengine_id\x18\x01 \x01(\t\x12\x17\n\nslots_free\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tin_flight\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x1d\n\x10progress_counter\x18\x04 \x01(\x04H\x02\x88\x01\x01\x12\x12\n\x05ready\x18\x05 \x01(\x08H\x03\x88\x01\x01\x12\x15\n\x08\x64raining\x18\x06 \x01(\x08H\x04\x88\x01\x01\x42\r\n\x0b_slots_freeB\x0c\n\n_in_flightB\x13\n\x11_progress_counterB\x08\n\x06_readyB\x0b\n\t_draining\"\xd2\x01\n\x11HeartbeatResponse\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x41\n\rdesired_state\x18\x02 \x01(\x0e\x32*.poolmgr.v1.HeartbeatResponse.DesiredState\"M\n\x0c\x44\x65siredState\x12\x1d\n\x19\x44\x45SIRED_STATE_UNSPECIFIED\x10\x00\x12\t\n\x05SERVE\x10\x01\x12\t\n\x05\x44RAIN\x10\x02\x12\x08\n\x04GONE\x10\x03\",\n\x17\x44\x65registerEngineRequest\x12\x11\n\tengine_id\x18\x01 \x01(\t\"L\n\x12ListEnginesRequest\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"[\n\x13ListEnginesResponse\x12+\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x1a.poolmgr.v1.EngineInstance\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xc5\x02\n\rEngineService\x12\x45\n\x0eRegisterEngine\x12!.poolmgr.v1.RegisterEngineRequest\x1a\x10.poolmgr.v1.Pool\x12L\n\tHeartbeat\x12\x1c.poolmgr.v1.HeartbeatRequest\x1a\x1d.poolmgr.v1.HeartbeatResponse(\x01\x30\x01\x12O\n\x10\x44\x65registerEngine\x12#.poolmgr.v1.DeregisterEngineRequest\x1a\x16.google.protobuf.Empty\x12N\n\x0bListEngines\x12\x1e.poolmgr.v1.ListEnginesRequest\x1a\x1f.poolmgr.v1.ListEnginesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'poolmgr.v1.engine_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENGINEINSTANCE']._serialized_start=96
-  _globals['_ENGINEINSTANCE']._serialized_end=427
-  _globals['_LISTENGINESREQUEST']._serialized_start=429
-  _globals['_LISTENGINESREQUEST']._serialized_end=505
-  _globals['_LISTENGINESRESPONSE']._serialized_start=507
-  _globals['_LISTENGINESRESPONSE']._serialized_end=598
-  _globals['_ENGINESERVICE']._serialized_start=600
-  _globals['_ENGINESERVICE']._serialized_end=695
+  _globals['_ENGINEINSTANCE']._serialized_start=157
+  _globals['_ENGINEINSTANCE']._serialized_end=650
+  _globals['_REGISTERENGINEREQUEST']._serialized_start=653
+  _globals['_REGISTERENGINEREQUEST']._serialized_end=1055
+  _globals['_HEARTBEATREQUEST']._serialized_start=1058
+  _globals['_HEARTBEATREQUEST']._serialized_end=1291
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1294
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1504
+  _globals['_HEARTBEATRESPONSE_DESIREDSTATE']._serialized_start=1427
+  _globals['_HEARTBEATRESPONSE_DESIREDSTATE']._serialized_end=1504
+  _globals['_DEREGISTERENGINEREQUEST']._serialized_start=1506
+  _globals['_DEREGISTERENGINEREQUEST']._serialized_end=1550
+  _globals['_LISTENGINESREQUEST']._serialized_start=1552
+  _globals['_LISTENGINESREQUEST']._serialized_end=1628
+  _globals['_LISTENGINESRESPONSE']._serialized_start=1630
+  _globals['_LISTENGINESRESPONSE']._serialized_end=1721
+  _globals['_ENGINESERVICE']._serialized_start=1724
+  _globals['_ENGINESERVICE']._serialized_end=2049
 # @@protoc_insertion_point(module_scope)

@@ -5,9 +5,11 @@ Engines: the processes behind the pools."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from poolmgr.v1 import pool_pb2 as _pool_pb2
 import builtins as _builtins
 import sys
@@ -37,6 +39,10 @@ class EngineInstance(_message.Message):
     DEVICE_MASK_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     DIRECTORY_FIELD_NUMBER: _builtins.int
+    REGISTERED_FIELD_NUMBER: _builtins.int
+    LAST_HEARTBEAT_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    PROGRESS_COUNTER_FIELD_NUMBER: _builtins.int
     engine_id: _builtins.str
     """The engine's uuid: its directory, its cgroup leaf and POOLMGR_ENGINE_ID in its environment."""
     pool_id: _builtins.str
@@ -50,9 +56,19 @@ class EngineInstance(_message.Message):
     slots_free: _builtins.int
     device_mask: _builtins.str
     directory: _builtins.str
-    """Where the daemon keeps everything of this engine."""
+    """Where the daemon keeps everything of this engine; empty for a registered one."""
+    registered: _builtins.bool
+    """Told of by RegisterEngine, and run by somebody else."""
+    in_flight: _builtins.int
+    """Requests that the engine works on, as its last heartbeat said; absent when it did not say."""
+    progress_counter: _builtins.int
+    """What rises while the engine gets on with its work, as its last heartbeat said; absent when it did not say."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def last_heartbeat(self) -> _timestamp_pb2.Timestamp:
+        """Of a registered engine; absent before the first."""
+
     def __init__(
         self,
         *,
@@ -69,14 +85,235 @@ class EngineInstance(_message.Message):
         device_mask: _builtins.str = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         directory: _builtins.str = ...,
+        registered: _builtins.bool = ...,
+        last_heartbeat: _timestamp_pb2.Timestamp | None = ...,
+        in_flight: _builtins.int | None = ...,
+        progress_counter: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_in_flight", b"_in_flight", "_progress_counter", b"_progress_counter", "in_flight", b"in_flight", "last_heartbeat", b"last_heartbeat", "progress_counter", b"progress_counter", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_mask", b"device_mask", "directory", b"directory", "endpoint", b"endpoint", "engine", b"engine", "engine_id", b"engine_id", "engine_version", b"engine_version", "generation", b"generation", "pid", b"pid", "pool_id", b"pool_id", "slots_free", b"slots_free", "slots_total", b"slots_total", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_in_flight", b"_in_flight", "_progress_counter", b"_progress_counter", "device_mask", b"device_mask", "directory", b"directory", "endpoint", b"endpoint", "engine", b"engine", "engine_id", b"engine_id", "engine_version", b"engine_version", "generation", b"generation", "in_flight", b"in_flight", "last_heartbeat", b"last_heartbeat", "pid", b"pid", "pool_id", b"pool_id", "progress_counter", b"progress_counter", "registered", b"registered", "slots_free", b"slots_free", "slots_total", b"slots_total", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__in_flight: _TypeAlias = _typing.Literal["in_flight"]  # noqa: Y015
+    _WhichOneofArgType__in_flight: _TypeAlias = _typing.Literal["_in_flight", b"_in_flight"]  # noqa: Y015
+    _WhichOneofReturnType__progress_counter: _TypeAlias = _typing.Literal["progress_counter"]  # noqa: Y015
+    _WhichOneofArgType__progress_counter: _TypeAlias = _typing.Literal["_progress_counter", b"_progress_counter"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__in_flight) -> _WhichOneofReturnType__in_flight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__progress_counter) -> _WhichOneofReturnType__progress_counter | None: ...
+
+Global___EngineInstance: _TypeAlias = EngineInstance  # noqa: Y015
+
+@_typing.final
+class RegisterEngineRequest(_message.Message):
+    """Absent fields are left as they are. Numbers are signed, so that a wrong one is refused and does not wrap."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINE_ID_FIELD_NUMBER: _builtins.int
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    ENGINE_VERSION_FIELD_NUMBER: _builtins.int
+    SLOTS_TOTAL_FIELD_NUMBER: _builtins.int
+    SLOTS_FREE_FIELD_NUMBER: _builtins.int
+    DEVICE_MASK_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    engine_id: _builtins.str
+    """Chosen by the engine: 1 to 128 of A-Z, a-z, 0-9, '.', '_', ':' and '-', the first a letter or digit."""
+    pool_id: _builtins.str
+    endpoint: _builtins.str
+    """host:port; an IPv6 address in brackets."""
+    engine: _pool_pb2.Engine.ValueType
+    engine_version: _builtins.str
+    slots_total: _builtins.int
+    """1 to 4096."""
+    slots_free: _builtins.int
+    device_mask: _builtins.str
+    pid: _builtins.int
+    """Of the engine on this host; 0 when it runs elsewhere."""
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """LOST after so long without a heartbeat, 3 s to 300 s; 30 s unless said."""
+
+    def __init__(
+        self,
+        *,
+        engine_id: _builtins.str = ...,
+        pool_id: _builtins.str | None = ...,
+        endpoint: _builtins.str | None = ...,
+        engine: _pool_pb2.Engine.ValueType | None = ...,
+        engine_version: _builtins.str | None = ...,
+        slots_total: _builtins.int | None = ...,
+        slots_free: _builtins.int | None = ...,
+        device_mask: _builtins.str | None = ...,
+        pid: _builtins.int | None = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_device_mask", b"_device_mask", "_endpoint", b"_endpoint", "_engine", b"_engine", "_engine_version", b"_engine_version", "_pid", b"_pid", "_pool_id", b"_pool_id", "_slots_free", b"_slots_free", "_slots_total", b"_slots_total", "device_mask", b"device_mask", "endpoint", b"endpoint", "engine", b"engine", "engine_version", b"engine_version", "pid", b"pid", "pool_id", b"pool_id", "slots_free", b"slots_free", "slots_total", b"slots_total", "ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_device_mask", b"_device_mask", "_endpoint", b"_endpoint", "_engine", b"_engine", "_engine_version", b"_engine_version", "_pid", b"_pid", "_pool_id", b"_pool_id", "_slots_free", b"_slots_free", "_slots_total", b"_slots_total", "device_mask", b"device_mask", "endpoint", b"endpoint", "engine", b"engine", "engine_id", b"engine_id", "engine_version", b"engine_version", "pid", b"pid", "pool_id", b"pool_id", "slots_free", b"slots_free", "slots_total", b"slots_total", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__device_mask: _TypeAlias = _typing.Literal["device_mask"]  # noqa: Y015
+    _WhichOneofArgType__device_mask: _TypeAlias = _typing.Literal["_device_mask", b"_device_mask"]  # noqa: Y015
+    _WhichOneofReturnType__endpoint: _TypeAlias = _typing.Literal["endpoint"]  # noqa: Y015
+    _WhichOneofArgType__endpoint: _TypeAlias = _typing.Literal["_endpoint", b"_endpoint"]  # noqa: Y015
+    _WhichOneofReturnType__engine: _TypeAlias = _typing.Literal["engine"]  # noqa: Y015
+    _WhichOneofArgType__engine: _TypeAlias = _typing.Literal["_engine", b"_engine"]  # noqa: Y015
+    _WhichOneofReturnType__engine_version: _TypeAlias = _typing.Literal["engine_version"]  # noqa: Y015
+    _WhichOneofArgType__engine_version: _TypeAlias = _typing.Literal["_engine_version", b"_engine_version"]  # noqa: Y015
+    _WhichOneofReturnType__pid: _TypeAlias = _typing.Literal["pid"]  # noqa: Y015
+    _WhichOneofArgType__pid: _TypeAlias = _typing.Literal["_pid", b"_pid"]  # noqa: Y015
+    _WhichOneofReturnType__pool_id: _TypeAlias = _typing.Literal["pool_id"]  # noqa: Y015
+    _WhichOneofArgType__pool_id: _TypeAlias = _typing.Literal["_pool_id", b"_pool_id"]  # noqa: Y015
+    _WhichOneofReturnType__slots_free: _TypeAlias = _typing.Literal["slots_free"]  # noqa: Y015
+    _WhichOneofArgType__slots_free: _TypeAlias = _typing.Literal["_slots_free", b"_slots_free"]  # noqa: Y015
+    _WhichOneofReturnType__slots_total: _TypeAlias = _typing.Literal["slots_total"]  # noqa: Y015
+    _WhichOneofArgType__slots_total: _TypeAlias = _typing.Literal["_slots_total", b"_slots_total"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__device_mask) -> _WhichOneofReturnType__device_mask | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__endpoint) -> _WhichOneofReturnType__endpoint | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__engine) -> _WhichOneofReturnType__engine | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__engine_version) -> _WhichOneofReturnType__engine_version | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pid) -> _WhichOneofReturnType__pid | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pool_id) -> _WhichOneofReturnType__pool_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__slots_free) -> _WhichOneofReturnType__slots_free | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__slots_total) -> _WhichOneofReturnType__slots_total | None: ...
+
+Global___RegisterEngineRequest: _TypeAlias = RegisterEngineRequest  # noqa: Y015
+
+@_typing.final
+class HeartbeatRequest(_message.Message):
+    """Absent fields are left as they are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINE_ID_FIELD_NUMBER: _builtins.int
+    SLOTS_FREE_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    PROGRESS_COUNTER_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    engine_id: _builtins.str
+    slots_free: _builtins.int
+    in_flight: _builtins.int
+    progress_counter: _builtins.int
+    """Anything that rises while the engine gets on with its work, such as tokens made."""
+    ready: _builtins.bool
+    draining: _builtins.bool
+    """The engine finishes what it has and wants no more."""
+    def __init__(
+        self,
+        *,
+        engine_id: _builtins.str = ...,
+        slots_free: _builtins.int | None = ...,
+        in_flight: _builtins.int | None = ...,
+        progress_counter: _builtins.int | None = ...,
+        ready: _builtins.bool | None = ...,
+        draining: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_draining", b"_draining", "_in_flight", b"_in_flight", "_progress_counter", b"_progress_counter", "_ready", b"_ready", "_slots_free", b"_slots_free", "draining", b"draining", "in_flight", b"in_flight", "progress_counter", b"progress_counter", "ready", b"ready", "slots_free", b"slots_free"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draining", b"_draining", "_in_flight", b"_in_flight", "_progress_counter", b"_progress_counter", "_ready", b"_ready", "_slots_free", b"_slots_free", "draining", b"draining", "engine_id", b"engine_id", "in_flight", b"in_flight", "progress_counter", b"progress_counter", "ready", b"ready", "slots_free", b"slots_free"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__draining: _TypeAlias = _typing.Literal["draining"]  # noqa: Y015
+    _WhichOneofArgType__draining: _TypeAlias = _typing.Literal["_draining", b"_draining"]  # noqa: Y015
+    _WhichOneofReturnType__in_flight: _TypeAlias = _typing.Literal["in_flight"]  # noqa: Y015
+    _WhichOneofArgType__in_flight: _TypeAlias = _typing.Literal["_in_flight", b"_in_flight"]  # noqa: Y015
+    _WhichOneofReturnType__progress_counter: _TypeAlias = _typing.Literal["progress_counter"]  # noqa: Y015
+    _WhichOneofArgType__progress_counter: _TypeAlias = _typing.Literal["_progress_counter", b"_progress_counter"]  # noqa: Y015
+    _WhichOneofReturnType__ready: _TypeAlias = _typing.Literal["ready"]  # noqa: Y015
+    _WhichOneofArgType__ready: _TypeAlias = _typing.Literal["_ready", b"_ready"]  # noqa: Y015
+    _WhichOneofReturnType__slots_free: _TypeAlias = _typing.Literal["slots_free"]  # noqa: Y015
+    _WhichOneofArgType__slots_free: _TypeAlias = _typing.Literal["_slots_free", b"_slots_free"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__draining) -> _WhichOneofReturnType__draining | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__in_flight) -> _WhichOneofReturnType__in_flight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__progress_counter) -> _WhichOneofReturnType__progress_counter | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ready) -> _WhichOneofReturnType__ready | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__slots_free) -> _WhichOneofReturnType__slots_free | None: ...
+
+Global___HeartbeatRequest: _TypeAlias = HeartbeatRequest  # noqa: Y015
+
+@_typing.final
+class HeartbeatResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _DesiredState:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _DesiredStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[HeartbeatResponse._DesiredState.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        DESIRED_STATE_UNSPECIFIED: HeartbeatResponse._DesiredState.ValueType  # 0
+        SERVE: HeartbeatResponse._DesiredState.ValueType  # 1
+        """Take requests."""
+        DRAIN: HeartbeatResponse._DesiredState.ValueType  # 2
+        """Finish what you have; no more leases are given."""
+        GONE: HeartbeatResponse._DesiredState.ValueType  # 3
+        """The pool is gone: nobody will ask you again, and no heartbeat is needed."""
+
+    class DesiredState(_DesiredState, metaclass=_DesiredStateEnumTypeWrapper): ...
+    DESIRED_STATE_UNSPECIFIED: HeartbeatResponse.DesiredState.ValueType  # 0
+    SERVE: HeartbeatResponse.DesiredState.ValueType  # 1
+    """Take requests."""
+    DRAIN: HeartbeatResponse.DesiredState.ValueType  # 2
+    """Finish what you have; no more leases are given."""
+    GONE: HeartbeatResponse.DesiredState.ValueType  # 3
+    """The pool is gone: nobody will ask you again, and no heartbeat is needed."""
+
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    DESIRED_STATE_FIELD_NUMBER: _builtins.int
+    desired_state: Global___HeartbeatResponse.DesiredState.ValueType
+    @_builtins.property
+    def interval(self) -> _duration_pb2.Duration:
+        """Send the next heartbeat after so long."""
+
+    def __init__(
+        self,
+        *,
+        interval: _duration_pb2.Duration | None = ...,
+        desired_state: Global___HeartbeatResponse.DesiredState.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["desired_state", b"desired_state", "interval", b"interval"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___EngineInstance: _TypeAlias = EngineInstance  # noqa: Y015
+Global___HeartbeatResponse: _TypeAlias = HeartbeatResponse  # noqa: Y015
+
+@_typing.final
+class DeregisterEngineRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINE_ID_FIELD_NUMBER: _builtins.int
+    engine_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        engine_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_id", b"engine_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeregisterEngineRequest: _TypeAlias = DeregisterEngineRequest  # noqa: Y015
 
 @_typing.final
 class ListEnginesRequest(_message.Message):

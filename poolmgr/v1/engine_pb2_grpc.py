@@ -3,7 +3,9 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from poolmgr.v1 import engine_pb2 as poolmgr_dot_v1_dot_engine__pb2
+from poolmgr.v1 import pool_pb2 as poolmgr_dot_v1_dot_pool__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -34,6 +36,21 @@ class EngineServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.RegisterEngine = channel.unary_unary(
+                '/poolmgr.v1.EngineService/RegisterEngine',
+                request_serializer=poolmgr_dot_v1_dot_engine__pb2.RegisterEngineRequest.SerializeToString,
+                response_deserializer=poolmgr_dot_v1_dot_pool__pb2.Pool.FromString,
+                _registered_method=True)
+        self.Heartbeat = channel.stream_stream(
+                '/poolmgr.v1.EngineService/Heartbeat',
+                request_serializer=poolmgr_dot_v1_dot_engine__pb2.HeartbeatRequest.SerializeToString,
+                response_deserializer=poolmgr_dot_v1_dot_engine__pb2.HeartbeatResponse.FromString,
+                _registered_method=True)
+        self.DeregisterEngine = channel.unary_unary(
+                '/poolmgr.v1.EngineService/DeregisterEngine',
+                request_serializer=poolmgr_dot_v1_dot_engine__pb2.DeregisterEngineRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
         self.ListEngines = channel.unary_unary(
                 '/poolmgr.v1.EngineService/ListEngines',
                 request_serializer=poolmgr_dot_v1_dot_engine__pb2.ListEnginesRequest.SerializeToString,
@@ -43,6 +60,34 @@ class EngineServiceStub:
 
 class EngineServiceServicer:
     """Missing associated documentation comment in .proto file."""
+
+    def RegisterEngine(self, request, context):
+        """Tells of an engine that somebody else runs: it is leased, probed and observed like ours, and never started or
+        stopped by us. Post-condition: the pool exists and gives leases on it while it sends heartbeats. Idempotent by
+        engine_id: again changes the fields that are present and leaves the others alone; slots are clamped to [0, total].
+        The first time needs pool_id, endpoint, engine and slots_total. INVALID_ARGUMENT: a field is missing, malformed or
+        out of its range; ALREADY_EXISTS: the pool is one of ours, or has another engine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Heartbeat(self, request_iterator, context):
+        """Heartbeats of registered engines, each answered in its order. An engine that was LOST is back with its next one.
+        Nothing ends with the stream: an engine is LOST when none came for its ttl. Idempotent.
+        NOT_FOUND: ENGINE_NOT_FOUND for an engine that is not registered; INVALID_ARGUMENT: a number out of its range.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeregisterEngine(self, request, context):
+        """Forgets a registered engine and its pool; live leases are revoked. Not idempotent: once more is NOT_FOUND,
+        ENGINE_NOT_FOUND, as is an engine of ours.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def ListEngines(self, request, context):
         """Every engine that the daemon knows, by pool id. No side effect.
@@ -54,6 +99,21 @@ class EngineServiceServicer:
 
 def add_EngineServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'RegisterEngine': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterEngine,
+                    request_deserializer=poolmgr_dot_v1_dot_engine__pb2.RegisterEngineRequest.FromString,
+                    response_serializer=poolmgr_dot_v1_dot_pool__pb2.Pool.SerializeToString,
+            ),
+            'Heartbeat': grpc.stream_stream_rpc_method_handler(
+                    servicer.Heartbeat,
+                    request_deserializer=poolmgr_dot_v1_dot_engine__pb2.HeartbeatRequest.FromString,
+                    response_serializer=poolmgr_dot_v1_dot_engine__pb2.HeartbeatResponse.SerializeToString,
+            ),
+            'DeregisterEngine': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeregisterEngine,
+                    request_deserializer=poolmgr_dot_v1_dot_engine__pb2.DeregisterEngineRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
             'ListEngines': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEngines,
                     request_deserializer=poolmgr_dot_v1_dot_engine__pb2.ListEnginesRequest.FromString,
@@ -69,6 +129,87 @@ def add_EngineServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class EngineService:
     """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def RegisterEngine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/poolmgr.v1.EngineService/RegisterEngine',
+            poolmgr_dot_v1_dot_engine__pb2.RegisterEngineRequest.SerializeToString,
+            poolmgr_dot_v1_dot_pool__pb2.Pool.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Heartbeat(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/poolmgr.v1.EngineService/Heartbeat',
+            poolmgr_dot_v1_dot_engine__pb2.HeartbeatRequest.SerializeToString,
+            poolmgr_dot_v1_dot_engine__pb2.HeartbeatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeregisterEngine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/poolmgr.v1.EngineService/DeregisterEngine',
+            poolmgr_dot_v1_dot_engine__pb2.DeregisterEngineRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def ListEngines(request,

@@ -4,8 +4,10 @@ isort:skip_file
 Engines: the processes behind the pools."""
 
 from collections import abc as _abc
+from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 from poolmgr.v1 import engine_pb2 as _engine_pb2
+from poolmgr.v1 import pool_pb2 as _pool_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -31,16 +33,82 @@ class EngineServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EngineServiceAsyncStub: ...
+    RegisterEngine: _grpc.UnaryUnaryMultiCallable[_engine_pb2.RegisterEngineRequest, _pool_pb2.Pool]
+    """Tells of an engine that somebody else runs: it is leased, probed and observed like ours, and never started or
+    stopped by us. Post-condition: the pool exists and gives leases on it while it sends heartbeats. Idempotent by
+    engine_id: again changes the fields that are present and leaves the others alone; slots are clamped to [0, total].
+    The first time needs pool_id, endpoint, engine and slots_total. INVALID_ARGUMENT: a field is missing, malformed or
+    out of its range; ALREADY_EXISTS: the pool is one of ours, or has another engine.
+    """
+    Heartbeat: _grpc.StreamStreamMultiCallable[_engine_pb2.HeartbeatRequest, _engine_pb2.HeartbeatResponse]
+    """Heartbeats of registered engines, each answered in its order. An engine that was LOST is back with its next one.
+    Nothing ends with the stream: an engine is LOST when none came for its ttl. Idempotent.
+    NOT_FOUND: ENGINE_NOT_FOUND for an engine that is not registered; INVALID_ARGUMENT: a number out of its range.
+    """
+    DeregisterEngine: _grpc.UnaryUnaryMultiCallable[_engine_pb2.DeregisterEngineRequest, _empty_pb2.Empty]
+    """Forgets a registered engine and its pool; live leases are revoked. Not idempotent: once more is NOT_FOUND,
+    ENGINE_NOT_FOUND, as is an engine of ours.
+    """
     ListEngines: _grpc.UnaryUnaryMultiCallable[_engine_pb2.ListEnginesRequest, _engine_pb2.ListEnginesResponse]
     """Every engine that the daemon knows, by pool id. No side effect."""
 
 @_typing.type_check_only
 class EngineServiceAsyncStub(EngineServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
+    RegisterEngine: _aio.UnaryUnaryMultiCallable[_engine_pb2.RegisterEngineRequest, _pool_pb2.Pool]  # type: ignore[assignment]
+    """Tells of an engine that somebody else runs: it is leased, probed and observed like ours, and never started or
+    stopped by us. Post-condition: the pool exists and gives leases on it while it sends heartbeats. Idempotent by
+    engine_id: again changes the fields that are present and leaves the others alone; slots are clamped to [0, total].
+    The first time needs pool_id, endpoint, engine and slots_total. INVALID_ARGUMENT: a field is missing, malformed or
+    out of its range; ALREADY_EXISTS: the pool is one of ours, or has another engine.
+    """
+    Heartbeat: _aio.StreamStreamMultiCallable[_engine_pb2.HeartbeatRequest, _engine_pb2.HeartbeatResponse]  # type: ignore[assignment]
+    """Heartbeats of registered engines, each answered in its order. An engine that was LOST is back with its next one.
+    Nothing ends with the stream: an engine is LOST when none came for its ttl. Idempotent.
+    NOT_FOUND: ENGINE_NOT_FOUND for an engine that is not registered; INVALID_ARGUMENT: a number out of its range.
+    """
+    DeregisterEngine: _aio.UnaryUnaryMultiCallable[_engine_pb2.DeregisterEngineRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Forgets a registered engine and its pool; live leases are revoked. Not idempotent: once more is NOT_FOUND,
+    ENGINE_NOT_FOUND, as is an engine of ours.
+    """
     ListEngines: _aio.UnaryUnaryMultiCallable[_engine_pb2.ListEnginesRequest, _engine_pb2.ListEnginesResponse]  # type: ignore[assignment]
     """Every engine that the daemon knows, by pool id. No side effect."""
 
 class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
+    @_abc_1.abstractmethod
+    def RegisterEngine(
+        self,
+        request: _engine_pb2.RegisterEngineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.Pool, _abc.Awaitable[_pool_pb2.Pool]]:
+        """Tells of an engine that somebody else runs: it is leased, probed and observed like ours, and never started or
+        stopped by us. Post-condition: the pool exists and gives leases on it while it sends heartbeats. Idempotent by
+        engine_id: again changes the fields that are present and leaves the others alone; slots are clamped to [0, total].
+        The first time needs pool_id, endpoint, engine and slots_total. INVALID_ARGUMENT: a field is missing, malformed or
+        out of its range; ALREADY_EXISTS: the pool is one of ours, or has another engine.
+        """
+
+    @_abc_1.abstractmethod
+    def Heartbeat(
+        self,
+        request_iterator: _MaybeAsyncIterator[_engine_pb2.HeartbeatRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_engine_pb2.HeartbeatResponse], _abc.AsyncIterator[_engine_pb2.HeartbeatResponse]]:
+        """Heartbeats of registered engines, each answered in its order. An engine that was LOST is back with its next one.
+        Nothing ends with the stream: an engine is LOST when none came for its ttl. Idempotent.
+        NOT_FOUND: ENGINE_NOT_FOUND for an engine that is not registered; INVALID_ARGUMENT: a number out of its range.
+        """
+
+    @_abc_1.abstractmethod
+    def DeregisterEngine(
+        self,
+        request: _engine_pb2.DeregisterEngineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Forgets a registered engine and its pool; live leases are revoked. Not idempotent: once more is NOT_FOUND,
+        ENGINE_NOT_FOUND, as is an engine of ours.
+        """
+
     @_abc_1.abstractmethod
     def ListEngines(
         self,

@@ -49,6 +49,11 @@ class LeaseServiceStub:
                 request_serializer=poolmgr_dot_v1_dot_lease__pb2.ReleaseLeaseRequest.SerializeToString,
                 response_deserializer=poolmgr_dot_v1_dot_lease__pb2.ReleaseLeaseResponse.FromString,
                 _registered_method=True)
+        self.Session = channel.stream_stream(
+                '/poolmgr.v1.LeaseService/Session',
+                request_serializer=poolmgr_dot_v1_dot_lease__pb2.SessionRequest.SerializeToString,
+                response_deserializer=poolmgr_dot_v1_dot_lease__pb2.SessionResponse.FromString,
+                _registered_method=True)
         self.ListLeases = channel.unary_unary(
                 '/poolmgr.v1.LeaseService/ListLeases',
                 request_serializer=poolmgr_dot_v1_dot_lease__pb2.ListLeasesRequest.SerializeToString,
@@ -82,6 +87,21 @@ class LeaseServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Session(self, request_iterator, context):
+        """Batches of the three above on one stream, for who takes and gives back thousands of slots a second. The operations
+        of a batch are done in their order, and what they grant and end is recorded once for all of them before the answer.
+        A batch is answered at once; acquires that wait are answered later under the same batch_id, and `done` marks the
+        last response of a batch. An operation that cannot be done is answered with an error and does not end the stream.
+        When the client has sent its last batch, the stream ends with the last answer. When the stream breaks, its waiting
+        acquires are forgotten and nothing is released: what it still holds expires by TTL. Idempotent as the three are.
+        Limits: 256 operations a batch; INVALID_ARGUMENT, and the end of the stream, beyond. 16 batches with acquires that
+        wait; one that would have to wait in yet another is refused as OVERLOADED. So the releases that waiters need are
+        never held up behind them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListLeases(self, request, context):
         """Live leases in the order of their grant. No side effect. Tokens are not shown.
         """
@@ -106,6 +126,11 @@ def add_LeaseServiceServicer_to_server(servicer, server):
                     servicer.ReleaseLease,
                     request_deserializer=poolmgr_dot_v1_dot_lease__pb2.ReleaseLeaseRequest.FromString,
                     response_serializer=poolmgr_dot_v1_dot_lease__pb2.ReleaseLeaseResponse.SerializeToString,
+            ),
+            'Session': grpc.stream_stream_rpc_method_handler(
+                    servicer.Session,
+                    request_deserializer=poolmgr_dot_v1_dot_lease__pb2.SessionRequest.FromString,
+                    response_serializer=poolmgr_dot_v1_dot_lease__pb2.SessionResponse.SerializeToString,
             ),
             'ListLeases': grpc.unary_unary_rpc_method_handler(
                     servicer.ListLeases,
@@ -194,6 +219,33 @@ class LeaseService:
             '/poolmgr.v1.LeaseService/ReleaseLease',
             poolmgr_dot_v1_dot_lease__pb2.ReleaseLeaseRequest.SerializeToString,
             poolmgr_dot_v1_dot_lease__pb2.ReleaseLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Session(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/poolmgr.v1.LeaseService/Session',
+            poolmgr_dot_v1_dot_lease__pb2.SessionRequest.SerializeToString,
+            poolmgr_dot_v1_dot_lease__pb2.SessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

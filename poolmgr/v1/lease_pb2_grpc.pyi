@@ -40,6 +40,17 @@ class LeaseServiceStub:
     """Extends a lease by its ttl from now. Idempotent."""
     ReleaseLease: _grpc.UnaryUnaryMultiCallable[_lease_pb2.ReleaseLeaseRequest, _lease_pb2.ReleaseLeaseResponse]
     """Gives the slot back. Idempotent: once more answers ALREADY_RELEASED."""
+    Session: _grpc.StreamStreamMultiCallable[_lease_pb2.SessionRequest, _lease_pb2.SessionResponse]
+    """Batches of the three above on one stream, for who takes and gives back thousands of slots a second. The operations
+    of a batch are done in their order, and what they grant and end is recorded once for all of them before the answer.
+    A batch is answered at once; acquires that wait are answered later under the same batch_id, and `done` marks the
+    last response of a batch. An operation that cannot be done is answered with an error and does not end the stream.
+    When the client has sent its last batch, the stream ends with the last answer. When the stream breaks, its waiting
+    acquires are forgotten and nothing is released: what it still holds expires by TTL. Idempotent as the three are.
+    Limits: 256 operations a batch; INVALID_ARGUMENT, and the end of the stream, beyond. 16 batches with acquires that
+    wait; one that would have to wait in yet another is refused as OVERLOADED. So the releases that waiters need are
+    never held up behind them.
+    """
     ListLeases: _grpc.UnaryUnaryMultiCallable[_lease_pb2.ListLeasesRequest, _lease_pb2.ListLeasesResponse]
     """Live leases in the order of their grant. No side effect. Tokens are not shown."""
 
@@ -55,6 +66,17 @@ class LeaseServiceAsyncStub(LeaseServiceStub):
     """Extends a lease by its ttl from now. Idempotent."""
     ReleaseLease: _aio.UnaryUnaryMultiCallable[_lease_pb2.ReleaseLeaseRequest, _lease_pb2.ReleaseLeaseResponse]  # type: ignore[assignment]
     """Gives the slot back. Idempotent: once more answers ALREADY_RELEASED."""
+    Session: _aio.StreamStreamMultiCallable[_lease_pb2.SessionRequest, _lease_pb2.SessionResponse]  # type: ignore[assignment]
+    """Batches of the three above on one stream, for who takes and gives back thousands of slots a second. The operations
+    of a batch are done in their order, and what they grant and end is recorded once for all of them before the answer.
+    A batch is answered at once; acquires that wait are answered later under the same batch_id, and `done` marks the
+    last response of a batch. An operation that cannot be done is answered with an error and does not end the stream.
+    When the client has sent its last batch, the stream ends with the last answer. When the stream breaks, its waiting
+    acquires are forgotten and nothing is released: what it still holds expires by TTL. Idempotent as the three are.
+    Limits: 256 operations a batch; INVALID_ARGUMENT, and the end of the stream, beyond. 16 batches with acquires that
+    wait; one that would have to wait in yet another is refused as OVERLOADED. So the releases that waiters need are
+    never held up behind them.
+    """
     ListLeases: _aio.UnaryUnaryMultiCallable[_lease_pb2.ListLeasesRequest, _lease_pb2.ListLeasesResponse]  # type: ignore[assignment]
     """Live leases in the order of their grant. No side effect. Tokens are not shown."""
 
@@ -85,6 +107,23 @@ class LeaseServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_lease_pb2.ReleaseLeaseResponse, _abc.Awaitable[_lease_pb2.ReleaseLeaseResponse]]:
         """Gives the slot back. Idempotent: once more answers ALREADY_RELEASED."""
+
+    @_abc_1.abstractmethod
+    def Session(
+        self,
+        request_iterator: _MaybeAsyncIterator[_lease_pb2.SessionRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_lease_pb2.SessionResponse], _abc.AsyncIterator[_lease_pb2.SessionResponse]]:
+        """Batches of the three above on one stream, for who takes and gives back thousands of slots a second. The operations
+        of a batch are done in their order, and what they grant and end is recorded once for all of them before the answer.
+        A batch is answered at once; acquires that wait are answered later under the same batch_id, and `done` marks the
+        last response of a batch. An operation that cannot be done is answered with an error and does not end the stream.
+        When the client has sent its last batch, the stream ends with the last answer. When the stream breaks, its waiting
+        acquires are forgotten and nothing is released: what it still holds expires by TTL. Idempotent as the three are.
+        Limits: 256 operations a batch; INVALID_ARGUMENT, and the end of the stream, beyond. 16 batches with acquires that
+        wait; one that would have to wait in yet another is refused as OVERLOADED. So the releases that waiters need are
+        never held up behind them.
+        """
 
     @_abc_1.abstractmethod
     def ListLeases(

@@ -85,6 +85,34 @@ RESTART_ALWAYS: RestartMode.ValueType  # 2
 RESTART_NEVER: RestartMode.ValueType  # 3
 Global___RestartMode: _TypeAlias = RestartMode  # noqa: Y015
 
+class _ReloadStrategy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReloadStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReloadStrategy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RELOAD_UNSPECIFIED: _ReloadStrategy.ValueType  # 0
+    """The same as RELOAD_AUTO."""
+    RELOAD_AUTO: _ReloadStrategy.ValueType  # 1
+    """RELOAD_MAKE_BEFORE_BREAK where both fit beside each other, else RELOAD_BREAK_BEFORE_MAKE."""
+    RELOAD_MAKE_BEFORE_BREAK: _ReloadStrategy.ValueType  # 2
+    """The new engine is started and verified beside the old one, then takes over; the old one is drained and stopped."""
+    RELOAD_BREAK_BEFORE_MAKE: _ReloadStrategy.ValueType  # 3
+    """The old engine is drained and stopped, then the new one is started; if that fails the old one is started again."""
+
+class ReloadStrategy(_ReloadStrategy, metaclass=_ReloadStrategyEnumTypeWrapper):
+    """How a reload gets from one engine to the next."""
+
+RELOAD_UNSPECIFIED: ReloadStrategy.ValueType  # 0
+"""The same as RELOAD_AUTO."""
+RELOAD_AUTO: ReloadStrategy.ValueType  # 1
+"""RELOAD_MAKE_BEFORE_BREAK where both fit beside each other, else RELOAD_BREAK_BEFORE_MAKE."""
+RELOAD_MAKE_BEFORE_BREAK: ReloadStrategy.ValueType  # 2
+"""The new engine is started and verified beside the old one, then takes over; the old one is drained and stopped."""
+RELOAD_BREAK_BEFORE_MAKE: ReloadStrategy.ValueType  # 3
+"""The old engine is drained and stopped, then the new one is started; if that fails the old one is started again."""
+Global___ReloadStrategy: _TypeAlias = ReloadStrategy  # noqa: Y015
+
 @_typing.final
 class Model(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -621,6 +649,8 @@ class Pool(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    RELOAD_PHASE_FIELD_NUMBER: _builtins.int
+    RELOAD_GENERATION_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     state: Global___Pool.State.ValueType
     state_reason: _builtins.str
@@ -651,6 +681,12 @@ class Pool(_message.Message):
     origin: _builtins.str
     """"api" or "config": who declared it."""
     waiting: _builtins.int
+    reload_phase: _builtins.str
+    """How far a reload is: "draining", "starting", "verifying", "committing", "retiring" the old engine, or, when it
+    failed, "ending" the new one; empty when none is under way.
+    """
+    reload_generation: _builtins.int
+    """The generation that it leads to; 0 when none is under way."""
     @_builtins.property
     def spec(self) -> Global___PoolSpec: ...
     @_builtins.property
@@ -699,16 +735,63 @@ class Pool(_message.Message):
         memory_bytes: _builtins.int | None = ...,
         origin: _builtins.str = ...,
         waiting: _builtins.int = ...,
+        reload_phase: _builtins.str = ...,
+        reload_generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "backoff_until", b"backoff_until", "create_time", b"create_time", "last_error", b"last_error", "load_time", b"load_time", "memory_bytes", b"memory_bytes", "progress", b"progress", "ready_time", b"ready_time", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "active_leases", b"active_leases", "backoff_until", b"backoff_until", "breaker_state", b"breaker_state", "context_length", b"context_length", "create_time", b"create_time", "device_mask", b"device_mask", "draining", b"draining", "endpoint", b"endpoint", "engine", b"engine", "engine_version", b"engine_version", "generation", b"generation", "last_error", b"last_error", "live", b"live", "load_time", b"load_time", "memory_bytes", b"memory_bytes", "origin", b"origin", "pid", b"pid", "pool_id", b"pool_id", "progress", b"progress", "ready", b"ready", "ready_time", b"ready_time", "restart_count", b"restart_count", "revision", b"revision", "slots_free", b"slots_free", "slots_total", b"slots_total", "spec", b"spec", "state", b"state", "state_reason", b"state_reason", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "active_leases", b"active_leases", "backoff_until", b"backoff_until", "breaker_state", b"breaker_state", "context_length", b"context_length", "create_time", b"create_time", "device_mask", b"device_mask", "draining", b"draining", "endpoint", b"endpoint", "engine", b"engine", "engine_version", b"engine_version", "generation", b"generation", "last_error", b"last_error", "live", b"live", "load_time", b"load_time", "memory_bytes", b"memory_bytes", "origin", b"origin", "pid", b"pid", "pool_id", b"pool_id", "progress", b"progress", "ready", b"ready", "ready_time", b"ready_time", "reload_generation", b"reload_generation", "reload_phase", b"reload_phase", "restart_count", b"restart_count", "revision", b"revision", "slots_free", b"slots_free", "slots_total", b"slots_total", "spec", b"spec", "state", b"state", "state_reason", b"state_reason", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
 
 Global___Pool: _TypeAlias = Pool  # noqa: Y015
+
+@_typing.final
+class PoolGeneration(_message.Message):
+    """One version of a pool's spec."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
+    COMMITTED_FIELD_NUMBER: _builtins.int
+    ROLLED_BACK_FIELD_NUMBER: _builtins.int
+    BLOCKED_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    current: _builtins.bool
+    """The pool's now."""
+    committed: _builtins.bool
+    """Has been the pool's once."""
+    rolled_back: _builtins.int
+    """How often a reload went to it and came back."""
+    blocked: _builtins.bool
+    """Rolled back twice: no reload leads to it until its spec is edited."""
+    @_builtins.property
+    def spec(self) -> Global___PoolSpec: ...
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        spec: Global___PoolSpec | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        current: _builtins.bool = ...,
+        committed: _builtins.bool = ...,
+        rolled_back: _builtins.int = ...,
+        blocked: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked", b"blocked", "committed", b"committed", "create_time", b"create_time", "current", b"current", "generation", b"generation", "rolled_back", b"rolled_back", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoolGeneration: _TypeAlias = PoolGeneration  # noqa: Y015
 
 @_typing.final
 class CreatePoolRequest(_message.Message):
@@ -959,6 +1042,130 @@ class StopPoolRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StopPoolRequest: _TypeAlias = StopPoolRequest  # noqa: Y015
+
+@_typing.final
+class ReloadPoolRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    DRAIN_DEADLINE_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    pool_id: _builtins.str
+    strategy: Global___ReloadStrategy.ValueType
+    @_builtins.property
+    def spec(self) -> Global___PoolSpec:
+        """Absent restarts the same."""
+
+    @_builtins.property
+    def drain_deadline(self) -> _duration_pb2.Duration:
+        """How long the old engine may drain; absent means the spec's. Past it a make-before-break reload stops the old engine
+        and stands, a break-before-make one is given up and the old engine serves on.
+        """
+
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration:
+        """0 answers as soon as the reload has begun."""
+
+    def __init__(
+        self,
+        *,
+        pool_id: _builtins.str = ...,
+        spec: Global___PoolSpec | None = ...,
+        drain_deadline: _duration_pb2.Duration | None = ...,
+        strategy: Global___ReloadStrategy.ValueType = ...,
+        wait: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain_deadline", b"drain_deadline", "spec", b"spec", "wait", b"wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain_deadline", b"drain_deadline", "pool_id", b"pool_id", "spec", b"spec", "strategy", b"strategy", "wait", b"wait"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadPoolRequest: _TypeAlias = ReloadPoolRequest  # noqa: Y015
+
+@_typing.final
+class RollbackPoolRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    DRAIN_DEADLINE_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    pool_id: _builtins.str
+    generation: _builtins.int
+    """0 means the last good one: the newest before the current that was committed and is not blocked."""
+    @_builtins.property
+    def drain_deadline(self) -> _duration_pb2.Duration:
+        """As of ReloadPoolRequest."""
+
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        pool_id: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        drain_deadline: _duration_pb2.Duration | None = ...,
+        wait: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain_deadline", b"drain_deadline", "wait", b"wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain_deadline", b"drain_deadline", "generation", b"generation", "pool_id", b"pool_id", "wait", b"wait"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackPoolRequest: _TypeAlias = RollbackPoolRequest  # noqa: Y015
+
+@_typing.final
+class ListPoolGenerationsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    pool_id: _builtins.str
+    page_size: _builtins.int
+    """At most 1000; 0 means 100."""
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        pool_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "pool_id", b"pool_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPoolGenerationsRequest: _TypeAlias = ListPoolGenerationsRequest  # noqa: Y015
+
+@_typing.final
+class ListPoolGenerationsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def generations(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolGeneration]: ...
+    def __init__(
+        self,
+        *,
+        generations: _abc.Iterable[Global___PoolGeneration] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generations", b"generations", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPoolGenerationsResponse: _TypeAlias = ListPoolGenerationsResponse  # noqa: Y015
 
 @_typing.final
 class ResetBreakerRequest(_message.Message):

@@ -78,6 +78,21 @@ class PoolServiceStub:
                 request_serializer=poolmgr_dot_v1_dot_pool__pb2.UndrainPoolRequest.SerializeToString,
                 response_deserializer=poolmgr_dot_v1_dot_pool__pb2.Pool.FromString,
                 _registered_method=True)
+        self.ReloadPool = channel.unary_unary(
+                '/poolmgr.v1.PoolService/ReloadPool',
+                request_serializer=poolmgr_dot_v1_dot_pool__pb2.ReloadPoolRequest.SerializeToString,
+                response_deserializer=poolmgr_dot_v1_dot_pool__pb2.Pool.FromString,
+                _registered_method=True)
+        self.RollbackPool = channel.unary_unary(
+                '/poolmgr.v1.PoolService/RollbackPool',
+                request_serializer=poolmgr_dot_v1_dot_pool__pb2.RollbackPoolRequest.SerializeToString,
+                response_deserializer=poolmgr_dot_v1_dot_pool__pb2.Pool.FromString,
+                _registered_method=True)
+        self.ListPoolGenerations = channel.unary_unary(
+                '/poolmgr.v1.PoolService/ListPoolGenerations',
+                request_serializer=poolmgr_dot_v1_dot_pool__pb2.ListPoolGenerationsRequest.SerializeToString,
+                response_deserializer=poolmgr_dot_v1_dot_pool__pb2.ListPoolGenerationsResponse.FromString,
+                _registered_method=True)
         self.StopPool = channel.unary_unary(
                 '/poolmgr.v1.PoolService/StopPool',
                 request_serializer=poolmgr_dot_v1_dot_pool__pb2.StopPoolRequest.SerializeToString,
@@ -169,6 +184,35 @@ class PoolServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReloadPool(self, request, context):
+        """Moves the pool to a new generation of its spec; without a spec restarts the same. A spec that changes no engine
+        argument restarts nothing. Answers once the reload has begun and its generation is durable; with `wait`, when it is
+        over or the time is. Post-condition at the end: the pool serves from the new generation, or from the one that it
+        had, and last_error says why: a reload that fails after it began is no error of this call. pool_id and device mask
+        stay. Idempotent with a spec; without one every call restarts the engine.
+        FAILED_PRECONDITION: RELOAD_IN_PROGRESS; GENERATION_BLOCKED for a spec that was rolled back twice; no such
+        executable or model. Nothing is stored then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackPool(self, request, context):
+        """Goes back to a generation that is kept, under its own number and by the steps of a reload, which it shares
+        post-condition and errors with. Idempotent with a generation: a pool that serves from it is left as it is.
+        NOT_FOUND: GENERATION_NOT_FOUND for one that is not kept, or when there is no good one to go back to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPoolGenerations(self, request, context):
+        """The generations that are kept, at most 20, oldest first. No side effect.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StopPool(self, request, context):
         """Stops the engine without draining; live leases are revoked. Idempotent.
         """
@@ -239,6 +283,21 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     servicer.UndrainPool,
                     request_deserializer=poolmgr_dot_v1_dot_pool__pb2.UndrainPoolRequest.FromString,
                     response_serializer=poolmgr_dot_v1_dot_pool__pb2.Pool.SerializeToString,
+            ),
+            'ReloadPool': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadPool,
+                    request_deserializer=poolmgr_dot_v1_dot_pool__pb2.ReloadPoolRequest.FromString,
+                    response_serializer=poolmgr_dot_v1_dot_pool__pb2.Pool.SerializeToString,
+            ),
+            'RollbackPool': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackPool,
+                    request_deserializer=poolmgr_dot_v1_dot_pool__pb2.RollbackPoolRequest.FromString,
+                    response_serializer=poolmgr_dot_v1_dot_pool__pb2.Pool.SerializeToString,
+            ),
+            'ListPoolGenerations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPoolGenerations,
+                    request_deserializer=poolmgr_dot_v1_dot_pool__pb2.ListPoolGenerationsRequest.FromString,
+                    response_serializer=poolmgr_dot_v1_dot_pool__pb2.ListPoolGenerationsResponse.SerializeToString,
             ),
             'StopPool': grpc.unary_unary_rpc_method_handler(
                     servicer.StopPool,
@@ -480,6 +539,87 @@ class PoolService:
             '/poolmgr.v1.PoolService/UndrainPool',
             poolmgr_dot_v1_dot_pool__pb2.UndrainPoolRequest.SerializeToString,
             poolmgr_dot_v1_dot_pool__pb2.Pool.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/poolmgr.v1.PoolService/ReloadPool',
+            poolmgr_dot_v1_dot_pool__pb2.ReloadPoolRequest.SerializeToString,
+            poolmgr_dot_v1_dot_pool__pb2.Pool.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/poolmgr.v1.PoolService/RollbackPool',
+            poolmgr_dot_v1_dot_pool__pb2.RollbackPoolRequest.SerializeToString,
+            poolmgr_dot_v1_dot_pool__pb2.Pool.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPoolGenerations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/poolmgr.v1.PoolService/ListPoolGenerations',
+            poolmgr_dot_v1_dot_pool__pb2.ListPoolGenerationsRequest.SerializeToString,
+            poolmgr_dot_v1_dot_pool__pb2.ListPoolGenerationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -64,6 +64,22 @@ class PoolServiceStub:
     """Refuses new leases, lets running ones finish, then stops; at the deadline it stops regardless. Idempotent."""
     UndrainPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.UndrainPoolRequest, _pool_pb2.Pool]
     """Cancels a drain. FAILED_PRECONDITION once the pool is STOPPING or was not draining."""
+    ReloadPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.ReloadPoolRequest, _pool_pb2.Pool]
+    """Moves the pool to a new generation of its spec; without a spec restarts the same. A spec that changes no engine
+    argument restarts nothing. Answers once the reload has begun and its generation is durable; with `wait`, when it is
+    over or the time is. Post-condition at the end: the pool serves from the new generation, or from the one that it
+    had, and last_error says why: a reload that fails after it began is no error of this call. pool_id and device mask
+    stay. Idempotent with a spec; without one every call restarts the engine.
+    FAILED_PRECONDITION: RELOAD_IN_PROGRESS; GENERATION_BLOCKED for a spec that was rolled back twice; no such
+    executable or model. Nothing is stored then.
+    """
+    RollbackPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.RollbackPoolRequest, _pool_pb2.Pool]
+    """Goes back to a generation that is kept, under its own number and by the steps of a reload, which it shares
+    post-condition and errors with. Idempotent with a generation: a pool that serves from it is left as it is.
+    NOT_FOUND: GENERATION_NOT_FOUND for one that is not kept, or when there is no good one to go back to.
+    """
+    ListPoolGenerations: _grpc.UnaryUnaryMultiCallable[_pool_pb2.ListPoolGenerationsRequest, _pool_pb2.ListPoolGenerationsResponse]
+    """The generations that are kept, at most 20, oldest first. No side effect."""
     StopPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.StopPoolRequest, _pool_pb2.Pool]
     """Stops the engine without draining; live leases are revoked. Idempotent."""
     ResetBreaker: _grpc.UnaryUnaryMultiCallable[_pool_pb2.ResetBreakerRequest, _pool_pb2.Pool]
@@ -108,6 +124,22 @@ class PoolServiceAsyncStub(PoolServiceStub):
     """Refuses new leases, lets running ones finish, then stops; at the deadline it stops regardless. Idempotent."""
     UndrainPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.UndrainPoolRequest, _pool_pb2.Pool]  # type: ignore[assignment]
     """Cancels a drain. FAILED_PRECONDITION once the pool is STOPPING or was not draining."""
+    ReloadPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.ReloadPoolRequest, _pool_pb2.Pool]  # type: ignore[assignment]
+    """Moves the pool to a new generation of its spec; without a spec restarts the same. A spec that changes no engine
+    argument restarts nothing. Answers once the reload has begun and its generation is durable; with `wait`, when it is
+    over or the time is. Post-condition at the end: the pool serves from the new generation, or from the one that it
+    had, and last_error says why: a reload that fails after it began is no error of this call. pool_id and device mask
+    stay. Idempotent with a spec; without one every call restarts the engine.
+    FAILED_PRECONDITION: RELOAD_IN_PROGRESS; GENERATION_BLOCKED for a spec that was rolled back twice; no such
+    executable or model. Nothing is stored then.
+    """
+    RollbackPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.RollbackPoolRequest, _pool_pb2.Pool]  # type: ignore[assignment]
+    """Goes back to a generation that is kept, under its own number and by the steps of a reload, which it shares
+    post-condition and errors with. Idempotent with a generation: a pool that serves from it is left as it is.
+    NOT_FOUND: GENERATION_NOT_FOUND for one that is not kept, or when there is no good one to go back to.
+    """
+    ListPoolGenerations: _aio.UnaryUnaryMultiCallable[_pool_pb2.ListPoolGenerationsRequest, _pool_pb2.ListPoolGenerationsResponse]  # type: ignore[assignment]
+    """The generations that are kept, at most 20, oldest first. No side effect."""
     StopPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.StopPoolRequest, _pool_pb2.Pool]  # type: ignore[assignment]
     """Stops the engine without draining; live leases are revoked. Idempotent."""
     ResetBreaker: _aio.UnaryUnaryMultiCallable[_pool_pb2.ResetBreakerRequest, _pool_pb2.Pool]  # type: ignore[assignment]
@@ -197,6 +229,40 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_pool_pb2.Pool, _abc.Awaitable[_pool_pb2.Pool]]:
         """Cancels a drain. FAILED_PRECONDITION once the pool is STOPPING or was not draining."""
+
+    @_abc_1.abstractmethod
+    def ReloadPool(
+        self,
+        request: _pool_pb2.ReloadPoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.Pool, _abc.Awaitable[_pool_pb2.Pool]]:
+        """Moves the pool to a new generation of its spec; without a spec restarts the same. A spec that changes no engine
+        argument restarts nothing. Answers once the reload has begun and its generation is durable; with `wait`, when it is
+        over or the time is. Post-condition at the end: the pool serves from the new generation, or from the one that it
+        had, and last_error says why: a reload that fails after it began is no error of this call. pool_id and device mask
+        stay. Idempotent with a spec; without one every call restarts the engine.
+        FAILED_PRECONDITION: RELOAD_IN_PROGRESS; GENERATION_BLOCKED for a spec that was rolled back twice; no such
+        executable or model. Nothing is stored then.
+        """
+
+    @_abc_1.abstractmethod
+    def RollbackPool(
+        self,
+        request: _pool_pb2.RollbackPoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.Pool, _abc.Awaitable[_pool_pb2.Pool]]:
+        """Goes back to a generation that is kept, under its own number and by the steps of a reload, which it shares
+        post-condition and errors with. Idempotent with a generation: a pool that serves from it is left as it is.
+        NOT_FOUND: GENERATION_NOT_FOUND for one that is not kept, or when there is no good one to go back to.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPoolGenerations(
+        self,
+        request: _pool_pb2.ListPoolGenerationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.ListPoolGenerationsResponse, _abc.Awaitable[_pool_pb2.ListPoolGenerationsResponse]]:
+        """The generations that are kept, at most 20, oldest first. No side effect."""
 
     @_abc_1.abstractmethod
     def StopPool(

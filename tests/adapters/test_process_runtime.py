@@ -12,6 +12,7 @@ import socket
 from contextlib import aclosing
 from pathlib import Path
 
+import psutil
 import pytest
 from process_support import (
     IDLE,
@@ -82,8 +83,40 @@ async def test_the_environment_is_the_given_one_and_the_engine_id(host):
     await ears.end()
     text = Path(log_path(host, spec)).read_text()
     assert sorted(text.strip("\0").split("\0")) == sorted(
-        ["ONE=1", "CUDA_VISIBLE_DEVICES=", f"POOLMGR_ENGINE_ID={spec.engine_id}"]
+        [
+            "ONE=1",
+            "CUDA_VISIBLE_DEVICES=",
+            f"POOLMGR_ENGINE_ID={spec.engine_id}",
+            f"POOLMGR_ENGINE_DIRECTORY={host.directory(spec.engine_id)}",
+            "POOLMGR_POOL=pool:1",
+        ]
     )
+
+
+@pytest.mark.behaviour("PROC-5")
+async def test_when_memory_is_short_an_engine_goes_before_its_shim_and_the_daemon(host):
+    def score(pid: int | str) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    identity, _ = await started(host, launch("/bin/sleep", "1000"))
+    assert score(psutil.Process(identity.pid).ppid()) == score("self") < score(identity.pid)
+
+
+@pytest.mark.behaviour("PROC-6", "PROC-7")
+async def test_an_engine_that_runs_while_its_directory_is_gone_is_in_doubt_for_its_pool_until_it_ends(host, tmp_path):
+    spec = launch("/bin/sleep", "1000")
+    identity, ears = await started(host, spec)
+    directory = Path(host.directory(spec.engine_id))
+    hidden = directory.rename(tmp_path / "hidden")
+    successor = runtime(tmp_path)
+    (found,) = await successor.recover()
+    assert (found.engine_id, found.pool_id, found.generation) == (spec.engine_id, "pool", 1)
+    assert found.state == "IN_DOUBT" and str(identity.pid) in found.detail
+    host.kill_tree(spec.engine_id)
+    await ears.end()
+    assert await successor.recover([spec.engine_id]) == []
+    hidden.rename(directory)
+    await successor.close()
 
 
 @pytest.mark.behaviour("PROC-1")

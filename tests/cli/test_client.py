@@ -99,7 +99,10 @@ def test_tries_are_bounded(daemon, client):
     ("rpc", "call"),
     [
         ("UndrainPool", lambda client: client.undrain("x")),
+        ("ReloadPool", lambda client: client.reload("x")),
+        ("RollbackPool", lambda client: client.rollback("x")),
         ("DeletePool", lambda client: client.delete("x")),
+        ("DeregisterEngine", lambda client: client.deregister_engine("x")),
         ("Shutdown", lambda client: client.shutdown()),
     ],
 )

@@ -10,9 +10,11 @@ from poolmgr.convert.lease import (
     OUTCOMES,
     REFUSALS,
     ask_from_proto,
+    granted_to_proto,
     lease_to_proto,
-    outcome_to_proto,
     refusal_to_proto,
+    released_to_proto,
+    write_renewal,
 )
 from poolmgr.errors import ClientError, Reason
 from poolmgr.model.lease import Lease, LeaseAsk, LeaseOutcome, Refusal, RefusalReason
@@ -92,5 +94,22 @@ def test_members_and_specified_protobuf_values_correspond_one_to_one(table, valu
     assert set(table) == set(type(next(iter(table))))
 
 
-def test_an_outcome_keeps_its_name():
-    assert pb.Lease.Outcome.Name(outcome_to_proto(LeaseOutcome.ALREADY_RELEASED)) == "ALREADY_RELEASED"
+@pytest.mark.parametrize("outcome", LeaseOutcome)
+def test_an_outcome_keeps_its_name(outcome):
+    assert pb.Lease.Outcome.Name(released_to_proto(outcome).outcome) == outcome
+    renewal = pb.RenewLeaseResponse()
+    write_renewal(renewal, outcome, None, 0.0)
+    assert pb.Lease.Outcome.Name(renewal.outcome) == outcome
+
+
+def test_a_renewal_shows_its_end_in_wall_time_and_only_when_there_is_one():
+    renewal = pb.RenewLeaseResponse()
+    write_renewal(renewal, LeaseOutcome.EXPIRED, None, 1_700_000_000.0)
+    assert not renewal.HasField("expire_time")
+    write_renewal(renewal, LeaseOutcome.RENEWED, 100.5, 1_700_000_000.0)
+    assert renewal.expire_time.ToMilliseconds() == 1_700_000_100_500
+
+
+def test_a_grant_is_the_lease_with_its_token():
+    granted = granted_to_proto("chat", LEASE, 5.0)
+    assert granted.lease == lease_to_proto("chat", LEASE, 5.0, True)

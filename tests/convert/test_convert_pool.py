@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolmgr.convert.engine import engine_to_proto
 from poolmgr.convert.pool import (
     BREAKERS,
     ENGINES,
@@ -17,17 +16,21 @@ from poolmgr.convert.pool import (
     PROBES,
     RESTARTS,
     STATES,
+    STRATEGIES,
+    generation_to_proto,
     masked_spec,
     pool_id_from,
     pool_to_proto,
     spec_from_proto,
     spec_to_proto,
+    strategy_from_proto,
 )
 from poolmgr.errors import ClientError, Reason
 from poolmgr.model.engine import ExitRecord
 from poolmgr.model.pool import (
     BreakerState,
     EngineName,
+    GenerationView,
     ModelSpec,
     Origin,
     PoolError,
@@ -36,6 +39,7 @@ from poolmgr.model.pool import (
     PoolView,
     ProbeKind,
     ProbeSpec,
+    ReloadStrategy,
     RestartMode,
     SupervisionOverrides,
 )
@@ -117,6 +121,7 @@ def test_every_engine_comes_back_as_it_went(engine):
     [
         (ENGINES, pb.Engine.values()),
         (RESTARTS, pb.RestartMode.values()),
+        (STRATEGIES, pb.ReloadStrategy.values()),
         (STATES, pb.Pool.State.values()),
         (BREAKERS, pb.Pool.BreakerState.values()),
         (PROBES, [*pb.Probe.Kind.values(), 0]),
@@ -321,8 +326,34 @@ def test_progress_is_shown_while_there_is_a_phase():
     assert (progress.phase, progress.bytes_done, progress.message) == ("loading", 9, "x")
 
 
-def test_an_engine_is_shown_by_the_pool_that_it_serves():
-    engine = engine_to_proto(view(), "/s/engines/ab")
-    assert (engine.pool_id, engine.pid, engine.directory) == ("chat", 42, "/s/engines/ab")
-    assert (engine.state, engine.engine) == (pb.Pool.READY, pb.ENGINE_COMMAND)
-    assert engine.start_time.seconds == 1_700_000_001
+def test_a_reload_is_shown_while_one_is_under_way():
+    pool = pool_to_proto(view(reload_phase="starting", reload_generation=3))
+    assert (pool.reload_phase, pool.reload_generation, pool.generation) == ("starting", 3, 2)
+    assert (pool_to_proto(view()).reload_phase, pool_to_proto(view()).reload_generation) == ("", 0)
+
+
+@pytest.mark.parametrize("strategy", ReloadStrategy)
+def test_every_strategy_of_a_reload_arrives_as_it_was_sent(strategy):
+    assert strategy_from_proto(STRATEGIES[strategy]) is strategy
+
+
+def test_a_reload_without_a_strategy_chooses_by_itself():
+    assert strategy_from_proto(pb.RELOAD_UNSPECIFIED) is ReloadStrategy.AUTO
+
+
+def test_an_unknown_strategy_is_refused_with_those_there_are():
+    with pytest.raises(ClientError, match="MAKE_BEFORE_BREAK") as refusal:
+        strategy_from_proto(99)
+    assert (refusal.value.reason, refusal.value.numbers["field"]) == (Reason.INVALID_ARGUMENT, "strategy")
+
+
+@pytest.mark.behaviour("DRN-4")
+def test_a_generation_shows_every_field_of_its_view():
+    whole = GenerationView(7, CURRENT, 1_700_000_000.25, current=True, committed=True, rolled_back=2, blocked=True)
+    shown = generation_to_proto(whole)
+    assert shown.spec == spec_to_proto(CURRENT)
+    assert shown.create_time.ToMilliseconds() == 1_700_000_000_250
+    for name in ("generation", "current", "committed", "rolled_back", "blocked"):
+        assert getattr(shown, name) == getattr(whole, name)
+    bare = generation_to_proto(GenerationView(1, CURRENT, 1.0, False, False, 0, False))
+    assert (bare.current, bare.committed, bare.blocked) == (False, False, False)

@@ -9,31 +9,31 @@ from typing import Any, TypeVar
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
+from poolmgr.core.effects import Commit, LeaseAnswered, Note, NoteName, RunProbe, Start, Verify
+from poolmgr.core.memo import Memo
 from poolmgr.core.messages import (
     Acquire,
+    ChangeSpec,
+    Committed,
     Drain,
     Event,
     Exited,
     InDoubt,
-    LeaseAnswered,
     Moment,
-    Note,
-    NoteName,
     Preload,
     Probed,
-    RunProbe,
     Spawned,
-    Start,
     Stop,
     Tick,
     TreeEmpty,
+    Verified,
 )
 from poolmgr.core.pool import step
 from poolmgr.core.settle import next_deadline
-from poolmgr.core.state import Pool, new_pool
+from poolmgr.core.state import Pool, ReloadPhase, new_pool, owner, remembering
 from poolmgr.model.engine import CrashCause, Diagnosis, EngineFacts, ExitRecord, ProbeOutcome, ProbeResult, Usage
 from poolmgr.model.lease import Lease, LeaseAsk, Refusal
-from poolmgr.model.pool import EngineName, Origin, PoolRecord, PoolSpec, PoolState, ProbeSpec
+from poolmgr.model.pool import EngineName, Origin, PoolRecord, PoolSpec, PoolState, ProbeSpec, ReloadStrategy
 from poolmgr.model.settings import LeaseSettings, SupervisionSettings
 
 T = TypeVar("T")
@@ -52,6 +52,7 @@ CUDA = Diagnosis("CUDA_ERROR", "an illegal memory access was encountered", perma
 BAD_ARGUMENTS = Diagnosis("BAD_ARGUMENTS", "unknown flag --nonsense", permanent=True)
 
 ENGINE = "e" * 32
+NEXT = "f" * 32  # the engine that a reload starts
 BORN = 1000.0
 
 
@@ -92,6 +93,16 @@ def a_pool(
 ) -> Pool:
     record = PoolRecord("p", spec or a_spec(), 1, Origin.API, 0.0)
     return new_pool(record, supervision or SupervisionSettings(), leases or LeaseSettings())
+
+
+def a_remembering_pool(spec: PoolSpec | None = None, **memo: Any) -> Pool:
+    """A pool as a new daemon has it before anything of it was found; wanted unless told otherwise."""
+    return remembering(a_pool(spec), Memo(**{"generation": 1, "newest": 1, "wanted": True, **memo}))
+
+
+def both(pool: Pool) -> list[Pool]:
+    """The pool, and the one that stands beside it in a reload."""
+    return [pool] if pool.beside is None else [pool, pool.beside]
 
 
 def an_ask(name: str, **changes: Any) -> LeaseAsk:
@@ -173,19 +184,21 @@ class Driver:
         while (due := next_deadline(self.pool)) is not None and due <= end:
             self.now = max(due, self.now)
             happened = self.do(Tick())
-            if answer is not None and of(RunProbe, happened):
-                happened += self.answer(answer)
+            for probe in of(RunProbe, happened) if answer is not None else ():
+                happened += self.answer(answer, probe.engine_id)
             effects += happened
         self.now = end
         return effects
 
-    def answer(self, result: ProbeResult, **changes: Any) -> list[Any]:
-        """Answers the probe that is under way."""
-        assert self.pool.engine is not None
-        return self.do(replace(Probed(self.pool.engine.probe.serial, result, self.usage, owned=True), **changes))
+    def answer(self, result: ProbeResult, engine_id: str = "", **changes: Any) -> list[Any]:
+        """Answers the probe that is under way, of the pool's own engine unless another is named."""
+        run = owner(self.pool, engine_id).engine
+        assert run is not None
+        probed = Probed(run.engine_id, run.probe.serial, result, self.usage, owned=True)
+        return self.do(replace(probed, **changes))
 
-    def spawn(self, engine_id: str = ENGINE, pid: int = 100, port: int = 8000) -> list[Any]:
-        return self.do(Spawned(engine_id, pid, port))
+    def spawn(self, engine_id: str = ENGINE, pid: int = 100, port: int = 8000, generation: int = 0) -> list[Any]:
+        return self.do(Spawned(engine_id, pid, port, ticks=pid, generation=generation or self.pool.generation))
 
     def start(self) -> list[Any]:
         """To STARTING."""
@@ -210,7 +223,9 @@ class Driver:
     def crash(self, record: ExitRecord = EXIT_1, diagnosis: Diagnosis | None = None) -> list[Any]:
         """The engine ends, and its tree with it."""
         assert self.pool.engine is not None
-        engine_id = self.pool.engine.engine_id
+        return self.end(self.pool.engine.engine_id, record, diagnosis)
+
+    def end(self, engine_id: str, record: ExitRecord = EXIT_1, diagnosis: Diagnosis | None = None) -> list[Any]:
         effects = self.do(Exited(engine_id, record, ("last words",), diagnosis))
         return effects + self.do(TreeEmpty(engine_id))
 
@@ -223,6 +238,46 @@ class Driver:
         result = self.ask(name, **changes)
         assert isinstance(result, Lease), result
         return result
+
+    # A reload, as far as it is asked for.
+
+    def change(self, strategy: ReloadStrategy = ReloadStrategy.MAKE_BEFORE_BREAK, **spec: Any) -> list[Any]:
+        """Asks for another engine."""
+        pool = self.pool
+        new = replace(pool.spec, **(spec or {"args": (f"--{pool.newest + 1}",)}))
+        return self.do(ChangeSpec(new, pool.newest + 1, strategy))
+
+    def start_next(self) -> list[Any]:
+        assert self.pool.beside is not None
+        return self.spawn(NEXT, 200, 8001, self.pool.beside.generation)
+
+    def verify_next(self, detail: str = "") -> list[Any]:
+        assert self.pool.reload is not None
+        return self.do(Verified(self.pool.reload.generation, detail))
+
+    def commit(self, fault: str = "") -> list[Any]:
+        assert self.pool.reload is not None
+        return self.do(Committed(self.pool.reload.generation, fault))
+
+    def reload_to(self, phase: ReloadPhase) -> list[Any]:
+        """Takes a reload that was begun as far as `phase`, an engine at a time."""
+        effects: list[Any] = []
+        while self.pool.reload is not None and self.pool.reload.phase is not phase:
+            match self.pool.reload.phase:
+                case ReloadPhase.DRAINING:
+                    effects += self.crash(EXIT_0)
+                case ReloadPhase.STARTING:
+                    effects += self.start_next() + self.answer(OK, NEXT)
+                    assert of(Verify, effects)
+                case ReloadPhase.VERIFYING:
+                    effects += self.verify_next()
+                    assert of(Commit, effects)
+                case ReloadPhase.COMMITTING:
+                    effects += self.commit()
+                case _:
+                    raise AssertionError(f"{self.pool.reload.phase} does not lead to {phase}")
+        assert self.pool.reload is not None
+        return effects
 
 
 def ready(spec: PoolSpec | None = None, **changes: Any) -> Driver:

@@ -6,18 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from poolmgr.core.messages import (
-    Acquire,
-    ChangeSpec,
-    Exited,
-    ForgetWaiter,
-    LeaseEnded,
-    Release,
-    Renew,
-    Stop,
-    Tick,
-    TreeEmpty,
-)
+from poolmgr.core.effects import LeaseEnded
+from poolmgr.core.messages import Acquire, ChangeSpec, Exited, ForgetWaiter, Release, Renew, Stop, Tick, TreeEmpty
 from poolmgr.model.engine import EngineFacts
 from poolmgr.model.lease import Lease, LeaseOutcome, Refusal, RefusalReason
 from poolmgr.model.settings import LeaseSettings

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from poolmgr.core import leases as lease_table
+from poolmgr.core.effects import LeaseEnded
 from poolmgr.core.leases import LeaseTable, Waiter
 from poolmgr.core.messages import (
     Acquire,
     ChangeSpec,
     Exited,
     ForgetWaiter,
-    LeaseEnded,
     Probed,
     Release,
     Renew,
@@ -90,7 +90,7 @@ class LeaseMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         spec = replace(QUIET, slots=SLOTS)
-        steady = SupervisionSettings(breaker_threshold=10**6, restart_rate_limit=10**6)
+        steady = SupervisionSettings(breaker_threshold=10**6, restart_rate_limit=10**6, slow_loop_limit=10**6)
         self.lease_settings = LeaseSettings(max_waiters=WAITERS)
         self.driver = Driver(a_pool(spec, steady, self.lease_settings))
         self.driver.make_ready()
@@ -235,9 +235,10 @@ class LeaseMachine(RuleBasedStateMachine):
         if driver.state is PoolState.BACKOFF:
             self.to(driver.pool.resume_at)
         assert driver.state is PoolState.PROVISIONING
-        self.check(driver.do(Spawned(ENGINE, 100, 8000)), self.due())
+        self.check(driver.do(Spawned(ENGINE, 100, 8000, generation=driver.pool.generation)), self.due())
         self.serving = True
-        self.check(driver.do(Probed(driver.pool.engine.probe.serial, OK, Usage(), owned=True)), self.due())
+        run = driver.pool.engine
+        self.check(driver.do(Probed(run.engine_id, run.probe.serial, OK, Usage(), owned=True)), self.due())
         assert driver.state is PoolState.READY
 
     # What always holds.

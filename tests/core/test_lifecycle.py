@@ -25,17 +25,18 @@ S, T = PoolState, Trigger
 
 # Written down from the rules a second time, as lines that a person can read: who leaves to where.
 EDGES = """
-PENDING      START PROVISIONING, ADOPTED STARTING, DOUBTED UNKNOWN, HALT STOPPED
+PENDING      START PROVISIONING, ADOPTED STARTING, DOUBTED UNKNOWN, HALT STOPPED, RETRY BACKOFF, PARK PARKED
+PENDING      HEARD STARTING, LOSE LOST
 PROVISIONING SPAWNED STARTING, STOP STOPPING, RETRY BACKOFF, PARK PARKED, HALT STOPPED
-STARTING     BECAME_READY READY, STOP STOPPING, FAIL STOPPING
-READY        DRAIN DRAINING, STOP STOPPING, FAIL STOPPING
-DRAINING     UNDRAIN READY, STOP STOPPING, FAIL STOPPING
+STARTING     BECAME_READY READY, STOP STOPPING, FAIL STOPPING, LOSE LOST
+READY        DRAIN DRAINING, STOP STOPPING, FAIL STOPPING, UNREADY STARTING, LOSE LOST
+DRAINING     UNDRAIN READY, STOP STOPPING, FAIL STOPPING, UNREADY STARTING, LOSE LOST
 STOPPING     HALT STOPPED, RETRY BACKOFF, PARK PARKED, RESUME PROVISIONING
-STOPPED      START PROVISIONING
+STOPPED      START PROVISIONING, LOSE LOST
 BACKOFF      RESUME PROVISIONING, HALT STOPPED
 PARKED       RESUME PROVISIONING, HALT STOPPED
 UNKNOWN      HALT STOPPED
-LOST
+LOST         HEARD STARTING, STOP STOPPING
 """
 
 
@@ -73,11 +74,18 @@ def test_a_transition_leads_where_the_rules_say_and_every_other_one_raises(state
         assert advance(state, trigger) is target
 
 
-def test_every_state_but_the_one_of_registered_engines_is_reachable_from_pending():
-    assert reachable(S.PENDING) == set(S) - {S.LOST}
+def test_every_state_is_reachable_from_pending():
+    assert reachable(S.PENDING) == set(S)
 
 
-@pytest.mark.parametrize("state", sorted(set(S) - {S.LOST}))
+@pytest.mark.behaviour("ENG-2", "ENG-3")
+def test_a_lost_engine_is_neither_started_nor_counted_as_failed_and_comes_back_only_to_be_probed():
+    assert {trigger for source, trigger in TRANSITIONS if source is S.LOST} == {T.HEARD, T.STOP}
+    assert {trigger for (_, trigger), target in TRANSITIONS.items() if target is S.LOST} == {T.LOSE}
+    assert S.READY not in reachable(S.LOST, without=frozenset({S.STARTING}))
+
+
+@pytest.mark.parametrize("state", sorted(S))
 def test_stopped_is_reachable_from_every_state(state):
     assert S.STOPPED in reachable(state)
 

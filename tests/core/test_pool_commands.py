@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from poolmgr.core.effects import Discard, Forget, NoteName, RunProbe
 from poolmgr.core.lifecycle import COMMANDS, Command, Verdict
-from poolmgr.core.messages import (
-    Delete,
-    Discard,
-    Drain,
-    Forget,
-    NoteName,
-    Preload,
-    Release,
-    RunProbe,
-    Stop,
-    Tick,
-    Undrain,
-)
+from poolmgr.core.messages import Delete, Drain, Preload, Release, Stop, Tick, Undrain
 from poolmgr.core.settle import next_deadline
 from poolmgr.errors import ClientError, Reason
 from poolmgr.model.lease import Refusal, RefusalReason

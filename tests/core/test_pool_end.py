@@ -4,17 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from poolmgr.core.messages import (
-    Drain,
-    Exited,
-    KillTree,
-    NoteName,
-    Rest,
-    StartRefused,
-    Stop,
-    Terminate,
-    TreeEmpty,
-)
+from poolmgr.core.effects import KillTree, NoteName, Rest, Terminate
+from poolmgr.core.messages import Drain, Exited, StartRefused, Stop, TreeEmpty
 from poolmgr.core.settle import next_deadline
 from poolmgr.model.engine import CrashCause, Diagnosis, ExitRecord, Usage
 from poolmgr.model.pool import PoolState, RestartMode

@@ -6,23 +6,15 @@ import itertools
 
 import pytest
 
-from poolmgr.core.messages import (
-    Exited,
-    Found,
-    InDoubt,
-    NoteName,
-    Probed,
-    ResetBreaker,
-    Spawned,
-    Stop,
-    TreeEmpty,
-)
-from poolmgr.core.state import fingerprint, view
+from poolmgr.core.effects import NoteName, Start
+from poolmgr.core.messages import Exited, Found, HostFault, InDoubt, Probed, ResetBreaker, Spawned, Stop, TreeEmpty
+from poolmgr.core.view import fingerprint, view
 from poolmgr.errors import InternalError
 from poolmgr.model.engine import Usage
 from poolmgr.model.lease import RefusalReason
 from poolmgr.model.pool import PoolState
 from tests.core.helpers import (
+    BAD_ARGUMENTS,
     ENGINE,
     EXIT_0,
     EXIT_1,
@@ -33,6 +25,7 @@ from tests.core.helpers import (
     Driver,
     in_state,
     notes,
+    of,
     ready,
 )
 
@@ -46,8 +39,8 @@ OTHER = "f" * 32
 LATE = {
     "a foreign exit": Exited(OTHER, KILLED),
     "a foreign empty tree": TreeEmpty(OTHER),
-    "an answer to no probe": Probed(999, OK, Usage(log_bytes=10**9), owned=False),
-    "an answer to an old probe": Probed(0, FAILED, Usage(), owned=False),
+    "an answer to no probe": Probed(ENGINE, 999, OK, Usage(log_bytes=10**9), owned=False),
+    "an answer to an old probe": Probed(ENGINE, 0, FAILED, Usage(), owned=False),
 }
 
 
@@ -67,7 +60,7 @@ def test_the_answer_to_a_probe_of_the_run_before_does_not_make_this_one_ready():
     driver.crash()
     driver.pass_time(2.0)
     driver.spawn()
-    driver.do(Probed(serial, OK, Usage(), owned=True))
+    driver.do(Probed(ENGINE, serial, OK, Usage(), owned=True))
     assert driver.state is S.STARTING
     driver.answer(OK)
     assert driver.state is S.READY
@@ -78,7 +71,7 @@ def test_an_answer_after_the_death_is_no_sign_of_life():
     driver = in_state(S.STARTING)
     serial = driver.pool.engine.probe.serial
     driver.do(Exited(ENGINE, EXIT_1))
-    driver.do(Probed(serial, OK, Usage(), owned=True))
+    driver.do(Probed(ENGINE, serial, OK, Usage(), owned=True))
     assert driver.state is S.STOPPING
 
 
@@ -94,6 +87,23 @@ def test_a_start_that_nobody_asked_for_is_a_defect_and_not_hidden(state):
         in_state(state).do(Spawned(OTHER, 1, 2))
     with pytest.raises(InternalError):
         in_state(state).do(InDoubt(OTHER, "?"))
+
+
+@pytest.mark.behaviour("RST-6", "RST-8")
+@pytest.mark.parametrize("ended", [True, False], ids=["parked", "about to be"])
+def test_a_fault_of_the_host_is_no_reason_to_start_what_cannot_start(ended):
+    driver = ready()
+    driver.crash(KILLED)
+    driver.at(driver.pool.resume_at)
+    driver.spawn()
+    driver.do(Exited(ENGINE, EXIT_1, (), BAD_ARGUMENTS))
+    if ended:
+        driver.do(TreeEmpty(ENGINE))
+    driver.do(HostFault())
+    if not ended:
+        driver.do(TreeEmpty(ENGINE))
+    assert not of(Start, driver.pass_time(1e5))
+    assert driver.state is S.PARKED
 
 
 # What others see.

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from poolmgr.core.effects import CountRestart, KillTree, NoteName, RunProbe, Start
 from poolmgr.core.engine import PROGRESS_LOG_BYTES, PROGRESS_READ_BYTES, PROGRESS_RSS_BYTES
-from poolmgr.core.messages import (
-    CountRestart,
-    Exited,
-    KillTree,
-    NoteName,
-    Preload,
-    RunProbe,
-    Start,
-    StartRefused,
-    Tick,
-    TreeEmpty,
-)
+from poolmgr.core.messages import Exited, Preload, StartRefused, Tick, TreeEmpty
 from poolmgr.core.settle import next_deadline
-from poolmgr.core.state import fingerprint, view
+from poolmgr.core.view import fingerprint, view
 from poolmgr.errors import Reason
 from poolmgr.model.engine import CrashCause, EngineFacts, Usage
 from poolmgr.model.pool import PoolState, ProbeSpec, RestartMode, SupervisionOverrides
@@ -48,7 +38,7 @@ OTHER = "f" * 32
 @pytest.mark.behaviour("PRE-1", "PRE-9")
 def test_a_start_goes_from_spawn_over_probe_to_ready_and_publishes_what_the_engine_is():
     driver = Driver()
-    assert driver.do(Preload())[-1] == Start("", proven=False, fresh_port=False)
+    assert driver.do(Preload())[-1] == Start("", proven=False, fresh_port=False, generation=1)
     assert only(RunProbe, driver.spawn()).readiness
     driver.now += 4.0
     told = driver.answer(OK, facts=EngineFacts("b123", 2, 4096, "tiny"), owned=True)
@@ -94,7 +84,7 @@ def test_a_dead_child_fails_the_start_at_once_and_not_at_the_deadline():
 @pytest.mark.behaviour("PRE-2")
 def test_readiness_is_asked_every_half_second_with_a_bounded_wait():
     driver = in_state(S.STARTING)
-    assert driver.log[-1] == RunProbe(1, readiness=True, timeout=3.0)
+    assert driver.log[-1] == RunProbe(ENGINE, 1, readiness=True, timeout=3.0)
     driver.answer(LOADING)
     assert not of(RunProbe, driver.pass_time(0.49))
     assert of(RunProbe, driver.pass_time(0.02))
@@ -214,7 +204,7 @@ def test_a_stranger_on_the_port_is_never_ready_and_the_next_start_takes_another_
     assert of(KillTree, effects)
     driver.crash(KILLED)
     again = only(Start, driver.pass_time(5.0))
-    assert again == Start(ENGINE, proven=False, fresh_port=True)
+    assert again == Start(ENGINE, proven=False, fresh_port=True, generation=1)
     driver.make_ready()
     driver.crash()
     assert not only(Start, driver.pass_time(5.0)).fresh_port

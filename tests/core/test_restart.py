@@ -9,18 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolmgr.core import restart
-from poolmgr.core.messages import (
-    ChangeSpec,
-    CountRestart,
-    Drain,
-    Exited,
-    NoteName,
-    Preload,
-    ResetBreaker,
-    Start,
-    Stop,
-    TreeEmpty,
-)
+from poolmgr.core.effects import CountRestart, NoteName, Start
+from poolmgr.core.messages import ChangeSpec, Drain, Exited, Preload, ResetBreaker, Stop, TreeEmpty
 from poolmgr.core.restart import RestartPolicy, backoff_delay
 from poolmgr.errors import ClientError, Reason
 from poolmgr.model.engine import CrashCause

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,14 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         assert daemon.family() == []
     finally:
         daemon.destroy()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon of this test alone, not started yet."""
+    daemon = Daemon(tmp_path, BRISK)
+    yield daemon
+    daemon.destroy()
 
 
 @pytest.fixture(scope="module")

@@ -33,14 +33,6 @@ pytestmark = pytest.mark.e2e
 Health = health_pb2.HealthCheckResponse
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Daemon]:
-    """A daemon of this test alone, not started yet."""
-    daemon = Daemon(tmp_path, BRISK)
-    yield daemon
-    daemon.destroy()
-
-
 def ready(daemon: Daemon, pool_id: str = "a", **fields: object) -> pb.Pool:
     with daemon.client() as client:
         client.create_pool(pool_id, scripted(**fields))
@@ -85,18 +77,25 @@ def test_the_death_of_an_engine_that_was_taken_over_is_told_and_mended_as_any_ot
     assert own.shutdown() == 0 and own.family() == []
 
 
-@pytest.mark.behaviour("PROC-7", "PROC-8")
-def test_an_engine_that_died_while_no_daemon_ran_is_started_again_where_that_is_wanted(own: Daemon) -> None:
-    wanted, unwanted = ready(own.start(), "wanted", preload=True), ready(own, "unwanted")
-    own.terminate(signal.SIGKILL)
-    for pool in (wanted, unwanted):
-        os.kill(pool.pid, signal.SIGKILL)
-        eventually(lambda pid=pool.pid: not psutil.pid_exists(pid), 10)
-    own.start()
-    assert own.until("wanted", lambda p: p.ready).pid != wanted.pid
+@pytest.mark.behaviour("PROC-6", "PROC-7", "RST-8")
+def test_an_engine_that_died_while_no_daemon_ran_is_counted_once_and_started_again_where_it_is_wanted(
+    own: Daemon,
+) -> None:
+    wanted, unwanted = ready(own.start(), "wanted"), ready(own, "unwanted", preload=True)
     with own.client() as client:
-        assert client.get_pool("unwanted").state == pb.Pool.PENDING
-    assert own.shutdown() == 0 and own.family() == []
+        client.stop("unwanted", wait=10)
+    own.terminate(signal.SIGKILL)
+    os.kill(wanted.pid, signal.SIGKILL)
+    eventually(lambda: not psutil.pid_exists(wanted.pid), 10)
+    for _ in range(2):  # a second daemon finds nothing to count again
+        own.start()
+        pool = own.until("wanted", lambda p: p.ready)
+        assert pool.pid != wanted.pid
+        assert (pool.restart_count, pool.last_error.reason) == (1, "SIGNAL")
+        with own.client() as client:
+            assert client.get_pool("unwanted").state == pb.Pool.STOPPED
+        own.terminate(signal.SIGKILL)
+    assert unwanted.pid
 
 
 @pytest.mark.behaviour("PROC-5")
@@ -407,7 +406,7 @@ def test_a_watcher_from_before_the_daemons_last_start_is_told_to_begin_anew(own:
     own.start()
     with own.client() as client:
         status = client.status()
-        assert status.epoch == 2 and status.revision >> 40 == 2
+        assert status.epoch == (pool.revision >> 40) + 1 == status.revision >> 40
     for stale in (pool.revision, status.revision + 1000):
         with watching(own, from_revision=stale) as changes:
             resync, snapshot = next(changes), next(changes)

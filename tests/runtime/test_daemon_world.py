@@ -35,6 +35,7 @@ SPEC = PoolSpec(EngineName.COMMAND, command="/bin/engine")
 @pytest_asyncio.fixture
 async def world() -> AsyncIterator[World]:
     world = World()
+    await world.supervisor.recover()
     yield world
     await world.close()
 
@@ -230,12 +231,20 @@ async def test_a_creation_that_the_store_refuses_makes_no_pool(world: World) -> 
     assert world.facade.pools() == []
 
 
-@pytest.mark.behaviour("RST-4")
-async def test_restarts_of_many_pools_open_a_breaker_when_the_host_has_had_too_many(world: World) -> None:
-    for i in range(11):
-        await world.ready_pool(f"p{i}")
+async def crash_loops(world: World, pools: int, **spec: object) -> None:
+    """That many pools whose engines die in their start, so that it is not the host's fault (RST-6)."""
+    world.probe.result = ProbeResult(ProbeOutcome.LOADING)
+    for i in range(pools):
+        await world.facade.create_pool(f"p{i}", replace(SPEC, **spec))  # type: ignore[arg-type]
+        await world.facade.preload(f"p{i}", 0.0)
+        await settled()
     for engine in list(world.runtime.engines.values()):
         world.runtime.end(engine.launch.engine_id, ExitRecord(signal=11, source="shim"))
+
+
+@pytest.mark.behaviour("RST-4")
+async def test_restarts_of_many_pools_open_a_breaker_when_the_host_has_had_too_many(world: World) -> None:
+    await crash_loops(world, 11)
     states = [pool.view.state for pool in world.facade.pools()]
     assert states.count(PoolState.PARKED) == 1 and states.count(PoolState.BACKOFF) == 10
     (storm,) = world.notes("restart_storm")
@@ -246,10 +255,7 @@ async def test_restarts_of_many_pools_open_a_breaker_when_the_host_has_had_too_m
 @pytest.mark.parametrize("own_limit", [2, 1000])
 async def test_a_pool_that_overrides_its_restart_rate_does_not_override_the_hosts(world: World, own_limit: int) -> None:
     overrides = SupervisionOverrides(restart_rate_limit=own_limit)
-    for i in range(11):
-        await world.ready_pool(f"p{i}", supervision=overrides)
-    for engine in list(world.runtime.engines.values()):
-        world.runtime.end(engine.launch.engine_id, ExitRecord(signal=11, source="shim"))
+    await crash_loops(world, 11, supervision=overrides)
     states = [pool.view.state for pool in world.facade.pools()]
     assert states.count(PoolState.PARKED) == 1
     (storm,) = world.notes("restart_storm")
@@ -392,8 +398,10 @@ async def test_a_file_changes_only_the_pools_that_it_declared(world: World) -> N
     from poolmgr.runtime import declared
 
     await world.facade.create_pool("mine", SPEC)
-    await declared.reload(world.supervisor, {"b": SPEC, "c": SPEC}, (), False)
-    change = await declared.reload(world.supervisor, {"b": PoolSpec(EngineName.COMMAND, command="/x")}, (), False)
+    await declared.reload(world.supervisor, world.facade.versions, {"b": SPEC, "c": SPEC}, (), False)
+    change = await declared.reload(
+        world.supervisor, world.facade.versions, {"b": PoolSpec(EngineName.COMMAND, command="/x")}, (), False
+    )
     await settled()
     assert (change.pools_created, change.pools_updated, change.pools_deleted) == ((), ("b",), ("c",))
     assert [p.pool_id for p in world.facade.pools()] == ["b", "mine"]
@@ -406,10 +414,10 @@ async def test_a_file_that_names_a_pool_of_the_api_or_one_that_cannot_run_change
 
     await world.facade.create_pool("mine", SPEC)
     with pytest.raises(ClientError, match="mine"):
-        await declared.reload(world.supervisor, {"mine": SPEC, "b": SPEC}, (), False)
+        await declared.reload(world.supervisor, world.facade.versions, {"mine": SPEC, "b": SPEC}, (), False)
     world.kind.refusal = ClientError(Reason.MODEL_NOT_FOUND, "no model")
     with pytest.raises(ClientError, match=r"pools\.b: no model"):
-        await declared.reload(world.supervisor, {"b": SPEC}, (), False)
+        await declared.reload(world.supervisor, world.facade.versions, {"b": SPEC}, (), False)
     assert [p.pool_id for p in world.facade.pools()] == ["mine"]
 
 
@@ -469,6 +477,7 @@ def alive(engine_id: str, spec: PoolSpec) -> RecoveredEngine:
 async def successor(preload: bool = True) -> World:
     """A new daemon over the store of one that had a pool."""
     first = World()
+    await first.supervisor.recover()
     await first.ready_pool(preload=preload)
     await first.close()
     return World(first.medium)
@@ -560,13 +569,13 @@ async def test_two_changes_of_one_spec_are_both_made(world: World) -> None:
 async def test_a_declared_pool_that_is_still_being_deleted_refuses_the_whole_file(world: World) -> None:
     from poolmgr.runtime import declared
 
-    await declared.reload(world.supervisor, {"a": SPEC}, (), False)
+    await declared.reload(world.supervisor, world.facade.versions, {"a": SPEC}, (), False)
     await world.facade.preload("a", 0.0)
     await world.clock.advance(0.1)
     await world.facade.acquire("a", world.ask(ttl=300.0))
-    await declared.reload(world.supervisor, {}, (), False)
+    await declared.reload(world.supervisor, world.facade.versions, {}, (), False)
     with pytest.raises(ClientError, match="still being deleted"):
-        await declared.reload(world.supervisor, {"a": SPEC, "b": SPEC}, (), False)
+        await declared.reload(world.supervisor, world.facade.versions, {"a": SPEC, "b": SPEC}, (), False)
     assert [p.pool_id for p in world.facade.pools()] == ["a"]
 
 
@@ -575,7 +584,7 @@ async def test_one_declared_pool_that_cannot_run_does_not_keep_the_others_from_r
     from poolmgr.runtime import declared
 
     wanted = {"bad": PoolSpec(EngineName.VLLM), "good": replace(SPEC, preload=True)}
-    await declared.apply_at_start(world.supervisor, wanted)
+    await declared.apply_at_start(world.supervisor, world.facade.versions, wanted)
     await world.clock.advance(0.1)
     assert [p.pool_id for p in world.facade.pools()] == ["good"] and state(world, "good") is PoolState.READY
     assert "pools.bad" in world.facade.status().warnings[0]
@@ -683,7 +692,8 @@ async def test_stop_engines_leaves_none_that_a_trial_or_an_edit_could_start_mean
     world.runtime.end(world.runtime.only().launch.engine_id, ExitRecord(exit_code=0, source="shim"))
     await world.clock.advance(400.0)
     assert await closing == 0
-    await editing
+    with pytest.raises(EnvironmentFault, match="shutting down"):
+        await editing
     assert [s.pool_id for s in world.runtime.starts] == ["serves"]
     assert state(world, "parked") is PoolState.STOPPED
 
@@ -737,7 +747,9 @@ async def test_a_restart_with_fewer_slots_is_remembered_as_one(world: World) -> 
 async def test_a_reload_whose_caller_goes_away_is_whole(world: World) -> None:
     from poolmgr.runtime import declared
 
-    reloading = asyncio.ensure_future(declared.reload(world.supervisor, {"a": SPEC, "b": SPEC, "c": SPEC}, (), False))
+    reloading = asyncio.ensure_future(
+        declared.reload(world.supervisor, world.facade.versions, {"a": SPEC, "b": SPEC, "c": SPEC}, (), False)
+    )
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     reloading.cancel()

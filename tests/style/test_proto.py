@@ -23,9 +23,9 @@ SERVICERS = {
 # The promised names; those after the bar are of later versions and must not mean something else before.
 RPCS = {
     "PoolService": "CreatePool GetPool ListPools UpdatePool DeletePool PreloadPool DrainPool UndrainPool StopPool "
-    "ResetBreaker WatchPools TailLogs | ReloadPool RollbackPool ListPoolGenerations",
-    "LeaseService": "AcquireLease RenewLease ReleaseLease ListLeases | Session",
-    "EngineService": "ListEngines | RegisterEngine Heartbeat DeregisterEngine",
+    "ReloadPool RollbackPool ListPoolGenerations ResetBreaker WatchPools TailLogs",
+    "LeaseService": "AcquireLease RenewLease ReleaseLease ListLeases Session",
+    "EngineService": "RegisterEngine Heartbeat DeregisterEngine ListEngines",
     "AdminService": "GetStatus GetConfig ReloadConfig Shutdown | ListAuditRecords VerifyAudit",
 }
 FIELDS = {
@@ -42,6 +42,8 @@ FIELDS = {
     "CreatePoolRequest": "pool_id spec request_id validate_only",
     "PreloadPoolRequest": "pool_id wait",
     "UpdatePoolRequest": "pool update_mask",
+    "ReloadPoolRequest": "pool_id spec drain_deadline strategy wait",
+    "RollbackPoolRequest": "pool_id generation wait",
     "DrainPoolRequest": "pool_id deadline wait",
     "StopPoolRequest": "pool_id grace wait",
     "DeletePoolRequest": "pool_id drain_deadline",
@@ -54,11 +56,16 @@ FIELDS = {
     "RenewLeaseResponse": "outcome",
     "ReleaseLeaseRequest": "lease_id token",
     "ReleaseLeaseResponse": "outcome",
+    "RegisterEngineRequest": "engine_id pool_id endpoint engine engine_version slots_total slots_free device_mask pid "
+    "ttl",
+    "HeartbeatRequest": "engine_id slots_free in_flight progress_counter ready draining",
+    "HeartbeatResponse": "interval desired_state",
     "ShutdownRequest": "stop_engines",
 }
 VALUES = {
     "Engine": "ENGINE_LLAMACPP ENGINE_VLLM ENGINE_TGI ENGINE_TRITON ENGINE_COMMAND",
     "Runtime": "RUNTIME_PROCESS | RUNTIME_CONTAINER",
+    "ReloadStrategy": "RELOAD_AUTO RELOAD_MAKE_BEFORE_BREAK RELOAD_BREAK_BEFORE_MAKE",
     "RestartMode": "RESTART_ON_FAILURE RESTART_ALWAYS RESTART_NEVER",
     "Pool.State": "PENDING PROVISIONING STARTING READY DRAINING STOPPING STOPPED BACKOFF PARKED UNKNOWN LOST",
     "Lease.Outcome": "RENEWED RELEASED ALREADY_RELEASED EXPIRED UNKNOWN",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from poolmgr.adapters.engines.common import (
     LogPattern,
@@ -53,6 +54,10 @@ class CommandEngine:
 
     def liveness(self, spec: PoolSpec, port: int, timeout: float) -> ProbeTarget:
         return probe_target(spec.liveness, _default(spec), port, timeout)
+
+    def verification(self, spec: PoolSpec, port: int, timeout: float) -> ProbeTarget:
+        """Nobody knows what it works on: a readiness probe that was given is its synthetic request."""
+        return probe_target(replace(spec.readiness, timeout=timeout), _default(spec), port, timeout)
 
     async def describe(self, spec: PoolSpec, port: int, timeout: float) -> EngineFacts:
         return EngineFacts()  # any program: it says nothing of itself

@@ -59,6 +59,7 @@ DENIED_FLAGS: Mapping[str, str] = {
     **dict.fromkeys(("-h", "--help", "--usage", "--version", "--license"), "prints and exits"),
     **dict.fromkeys(("-cl", "--cache-list", "--completion-bash", "--list-devices"), "prints and exits"),
 }
+ONE_TOKEN = '{"prompt": "1", "n_predict": 1, "cache_prompt": false}'
 CACHE_FLAGS = ("-ctk", "--cache-type-k", "-ctv", "--cache-type-v")
 
 BANNER = re.compile(r"^launcher: xllamacpp|^usage: |\bbuild_info: |^build: \d")
@@ -121,6 +122,10 @@ class LlamaCppEngine:
 
     def liveness(self, spec: PoolSpec, port: int, timeout: float) -> ProbeTarget:
         return probe_target(spec.liveness, HEALTH, port, timeout)
+
+    def verification(self, spec: PoolSpec, port: int, timeout: float) -> ProbeTarget:
+        """One token. llama-server answers it from any slot, whatever the model."""
+        return ProbeTarget("SYNTHETIC", HOST, port, "/completion", body=ONE_TOKEN, expect='"content"', timeout=timeout)
 
     async def describe(self, spec: PoolSpec, port: int, timeout: float) -> EngineFacts:
         try:

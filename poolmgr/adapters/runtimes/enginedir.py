@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from poolmgr.adapters import codec
 from poolmgr.adapters.shim import procfs, records, wire
 from poolmgr.model.engine import ExitRecord, LaunchSpec, ProcessIdentity
+from poolmgr.model.pool import PoolRecord
 
 TAIL_BYTES = 64 * 1024
 
@@ -38,11 +40,19 @@ class EngineDirectory:
             "log_limit_bytes": launch.log_limit_bytes,
             "mark": launch.mark,
             "slots": launch.slots,
-            "env": {**launch.env, wire.ENGINE_ID_VARIABLE: launch.engine_id},
+            "record": None if launch.record is None else codec.encode_record(launch.record),
+            "env": {**launch.env, **self._marks(launch)},
             "cgroup": None if leaf is None else str(leaf),
             "log_check_seconds": log_check_seconds,
         }
         records.write(str(self.path / wire.SPEC), spec, durable=True)
+
+    def _marks(self, launch: LaunchSpec) -> dict[str, str]:
+        return {
+            wire.ENGINE_ID_VARIABLE: launch.engine_id,
+            wire.ENGINE_DIRECTORY_VARIABLE: str(self.path),
+            wire.POOL_VARIABLE: f"{launch.pool_id}:{launch.generation}",
+        }
 
     def read(self, name: str) -> wire.Message | None:
         """A record; None when there is none. Raises ValueError for a damaged one and OSError."""
@@ -147,9 +157,19 @@ def launch_of(spec: wire.Message) -> LaunchSpec:
             "log_limit_bytes": int(log_limit),
         }:
             mark, slots = str(spec.get("mark", "")), int(spec.get("slots", 0))  # later than the rest
-            given = {name: value for name, value in env.items() if name != wire.ENGINE_ID_VARIABLE}
-            return LaunchSpec(engine_id, pool_id, generation, tuple(argv), given, port, log_limit, mark, slots)
+            given = {name: value for name, value in env.items() if name not in wire.MARKS}
+            return LaunchSpec(
+                engine_id, pool_id, generation, tuple(argv), given, port, log_limit, mark, slots, _record(spec)
+            )  # fmt: skip
     raise ValueError("spec lacks what a launch needs")
+
+
+def _record(spec: wire.Message) -> PoolRecord | None:
+    """None where an earlier version wrote none, or a later one wrote what this one does not know."""
+    try:
+        return codec.decode_record(str(spec["record"])) if spec.get("record") else None
+    except ValueError:
+        return None
 
 
 def identity_of(ident: Mapping[str, object]) -> ProcessIdentity:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,3 +26,19 @@ def state_faults(path: Path) -> Iterator[None]:
     except OSError as error:
         name = error.filename if isinstance(error.filename, str) else str(path)
         raise fault(Reason.STATE_DIR, name, name, error) from error
+
+
+def probe_host(directory: Path) -> None:
+    """Does once what every start of an engine needs: a durable file and a process. Blocking.
+
+    Raises EnvironmentFault(HOST_FAULT) with `errno` and `path`.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b"poolmgr")
+            file.flush()
+            os.fsync(file.fileno())
+        pid = os.posix_spawn(sys.executable, [sys.executable, "-I", "-S", "-c", ""], {})
+        os.waitid(os.P_PID, pid, os.WEXITED)
+    except OSError as error:
+        raise fault(Reason.HOST_FAULT, "the host cannot start an engine", str(directory), error) from error

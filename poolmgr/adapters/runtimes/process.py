@@ -10,9 +10,9 @@ from pathlib import Path
 from poolmgr.adapters.runtimes.cgroup import Hierarchy, Leaf
 from poolmgr.adapters.runtimes.engine import Engine
 from poolmgr.adapters.runtimes.enginedir import EngineDirectory
-from poolmgr.adapters.runtimes.faults import state_faults
+from poolmgr.adapters.runtimes.faults import probe_host, state_faults
 from poolmgr.adapters.runtimes.follow import follow
-from poolmgr.adapters.runtimes.recovery import Found, examine
+from poolmgr.adapters.runtimes.recovery import Found, examine, without_directory
 from poolmgr.adapters.runtimes.tree import Tree
 from poolmgr.errors import InternalError
 from poolmgr.model.engine import LaunchSpec, ProcessIdentity, RecoveredEngine, RecoveryState, Usage
@@ -82,9 +82,14 @@ class ProcessRuntime:
             del self._engines[engine_id]
             self._found.pop(engine_id, None)
 
-    async def recover(self) -> Sequence[RecoveredEngine]:
+    async def probe_host(self) -> None:
+        await self._workers.run(probe_host, self._directory)
+
+    async def recover(self, engine_ids: Collection[str] | None = None) -> Sequence[RecoveredEngine]:
         with state_faults(self._directory):
             found = await self._workers.run(self._examine_all)
+        if engine_ids is not None:
+            found = [one for one in found if one.engine.engine_id in engine_ids and one.engine.engine_id in self._found]
         for one in found:
             leaf = None if one.leaf is None else Leaf(one.leaf)
             if one.engine.state is RecoveryState.DEAD and not one.engine.survivors:
@@ -150,4 +155,4 @@ class ProcessRuntime:
                 continue  # not ours: lost+found, what an editor or an operator left
             leaf = self._leaf(path.name)
             found.append(examine(EngineDirectory(path), None if leaf is None else leaf.path, self._hierarchy))
-        return found
+        return found + without_directory(self._directory)

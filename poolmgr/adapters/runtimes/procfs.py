@@ -7,7 +7,7 @@ import os
 import select
 import signal
 import struct
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,6 +38,16 @@ def carries_engine_id(pid: int, engine_id: str) -> bool | None:
 def marked_pids(engine_id: str) -> list[int]:
     """Live processes whose environment names the engine: the tree, where no cgroup holds it together."""
     return [pid for pid in proc.all_pids() if carries_engine_id(pid, engine_id)]
+
+
+def marks_of(pid: int) -> Mapping[str, str]:
+    """What the environment that the process was given says of its engine (`wire.MARKS`); empty where it is not ours."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return {}
+    pairs = (item.decode(errors="replace").partition("=") for item in environment.split(b"\0"))
+    return {name: value for name, _, value in pairs if name in wire.MARKS}
 
 
 def open_pidfd(identity: ProcessIdentity) -> int | None:

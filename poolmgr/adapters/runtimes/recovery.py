@@ -54,7 +54,7 @@ def examine(directory: EngineDirectory, usual_leaf: Path | None, hierarchy: Hier
         state=verdict.state,
         port=launch.port if launch else 0,
         launch=launch,
-        identity=identity if verdict.state is RecoveryState.ALIVE else None,
+        identity=None if verdict.state is RecoveryState.IN_DOUBT else identity,
         exit=verdict.exit,
         detail=verdict.detail,
         survivors=verdict.state is RecoveryState.DEAD and tree.alive(),
@@ -102,3 +102,27 @@ def _opens(identity: ProcessIdentity) -> bool:
 def _dead(directory: EngineDirectory, identity: ProcessIdentity, detail: str) -> _Verdict:
     record = directory.exit_of(identity) or procfs.cause_of_zombie(identity) or ExitRecord()
     return _Verdict(RecoveryState.DEAD, record, detail)
+
+
+def without_directory(engines: Path) -> list[Found]:
+    """Engines of this state directory that run while their records are gone: told by what their processes carry.
+
+    Nothing proves which process is the engine's main one, so each is in doubt. Raises OSError.
+    """
+    found: dict[str, list[int]] = {}
+    about: dict[str, tuple[str, int]] = {}
+    for pid in proc.all_pids():
+        marks = procfs.marks_of(pid)
+        engine_id, path = marks.get(wire.ENGINE_ID_VARIABLE, ""), marks.get(wire.ENGINE_DIRECTORY_VARIABLE, "")
+        if not engine_id or path != str(engines / engine_id) or os.path.isdir(path):
+            continue
+        found.setdefault(engine_id, []).append(pid)
+        pool_id, _, generation = marks.get(wire.POOL_VARIABLE, "").partition(":")
+        about[engine_id] = (pool_id, int(generation) if generation.isdecimal() else 0)
+    return [
+        Found(RecoveredEngine(
+            engine_id, *about[engine_id], RecoveryState.IN_DOUBT, 0,
+            detail=f"its directory is gone, and processes {pids} carry its id",
+        ), None, None, None)
+        for engine_id, pids in sorted(found.items())
+    ]  # fmt: skip

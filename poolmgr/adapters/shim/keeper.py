@@ -24,6 +24,7 @@ _LISTENER_FD = 3
 _QUIET = 0.05  # seconds without an event before records are made durable
 
 _OOM_SECONDS = 30.0  # a process with hundreds of gigabytes takes that long to die
+_SLACK = 5.0  # between the kill and the look at the log
 
 
 def main(directory: str) -> None:
@@ -75,6 +76,7 @@ class Keeper:
         self._quitting = False
         self._leaving = False
         self._undurable: set[str] = set()
+        self._unwritten: dict[str, wire.Message] = {}
         self._trimming: Iterator[None] | None = None
         self._next_look = 0.0
         self._orders = Orders()
@@ -84,6 +86,7 @@ class Keeper:
         self._epoll.register(listener, select.EPOLLIN)
         self._epoll.register(wakeup, select.EPOLLIN)
         self._boot_id = procfs.boot_id()
+        self._engine_score = oom.score_of_engines()
         self._own_ticks = procfs.start_ticks(os.getpid())
 
     def run(self) -> None:
@@ -190,6 +193,7 @@ class Keeper:
         except OSError as error:
             self._tell({"event": "failed", "errno": error.errno})
             return
+        oom.offer(child.pid, self._engine_score)
         ident = self._identify(child)
         self._record(wire.IDENT, ident)  # while the child is busy with execve
         failure = child.exec_errno()
@@ -250,7 +254,7 @@ class Keeper:
             "start_ticks": life.ident["start_ticks"],
             "exit_code": found.si_status if exited else None,
             "signal": None if exited else found.si_status,
-            "oom_killed": killed and self._oom_killed(),
+            "oom_killed": killed and self._oom_killed() and self._was_victim(life),
         }
         self._record(wire.EXIT, record)
         return record
@@ -262,16 +266,20 @@ class Keeper:
             os.kill(pid, signal.SIGKILL)
 
     def _record(self, name: str, record: wire.Message) -> None:
-        """A full disk must not keep an engine down: without its record it is in doubt at the next recovery."""
+        """A full disk must not keep an engine down: without its record it is in doubt at the next recovery, so that is
+        written as soon as there is room."""
         try:
             records.write(name, record, durable=False)
         except OSError:
             self._forget(name)
+            self._unwritten[name] = record
         else:
             self._undurable.add(name)
+            self._unwritten.pop(name, None)
 
     def _forget(self, name: str) -> None:
         self._undurable.discard(name)
+        self._unwritten.pop(name, None)
         if os.path.exists(name):
             os.unlink(name)
 
@@ -318,8 +326,14 @@ class Keeper:
             self._oom_kills, self._last_oom = kills, now
         return now - self._last_oom < _OOM_SECONDS
 
+    def _was_victim(self, life: Life) -> bool:
+        """Where the kernel's log can be read it names the process; where it cannot, a kill in time has to do."""
+        return oom.names_victim(life.ident["pid"], _OOM_SECONDS + _SLACK) is not False
+
     def _look(self) -> None:
         self._next_look = time.monotonic() + self._orders.look_every
         self._oom_killed()
+        for name, record in list(self._unwritten.items()):
+            self._record(name, record)
         if os.fstat(1).st_size > self._orders.log_limit:
             self._trimming = trim.trim(self._orders.log_limit)

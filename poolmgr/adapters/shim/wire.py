@@ -35,6 +35,10 @@ VERSIONS = (1,)
 MESSAGE_BYTES = 64 * 1024
 SPEC, IDENT, EXIT, LOG, OLD_LOG, SOCK, WORK = "spec", "ident", "exit", "log", "log.1", "sock", "work"
 ENGINE_ID_VARIABLE = "POOLMGR_ENGINE_ID"
+# Where its records are, and what it is for: "pool:generation". For a daemon that finds it without them.
+ENGINE_DIRECTORY_VARIABLE = "POOLMGR_ENGINE_DIRECTORY"
+POOL_VARIABLE = "POOLMGR_POOL"
+MARKS = (ENGINE_ID_VARIABLE, ENGINE_DIRECTORY_VARIABLE, POOL_VARIABLE)
 
 _UCRED = struct.Struct("3i")
 

@@ -1,1 +1,3 @@
-"""Desired state: `sqlite` for a daemon, `memory` for tests. One contract suite runs on both."""
+"""Desired state, history and leases: `sqlite` for a daemon, `memory` for tests, `failing` around either. One contract
+suite runs on all.
+"""

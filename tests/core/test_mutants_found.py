@@ -1,0 +1,174 @@
+"""Rules that the other tests of core took for granted: what is noted, told and remembered beside what is decided."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from dataclasses import replace
+
+import pytest
+
+import poolmgr.core
+from poolmgr.core.effects import CountDeath, NoteName, RunProbe
+from poolmgr.core.memo import Judged
+from poolmgr.core.messages import Drain, Exited, Found, InDoubt, Preload, Recovered, Stop, TreeEmpty
+from poolmgr.core.settle import next_deadline
+from poolmgr.core.state import memo_of, remembering
+from poolmgr.model.engine import ProbeOutcome, ProbeResult, Usage
+from poolmgr.model.pool import PoolState
+from tests.core.helpers import (
+    BAD_ARGUMENTS,
+    ENGINE,
+    EXIT_0,
+    EXIT_1,
+    FAILED,
+    KILLED,
+    LOADING,
+    OOM,
+    QUIET,
+    Driver,
+    a_pool,
+    a_remembering_pool,
+    in_state,
+    of,
+    only_note,
+    ready,
+)
+
+S = PoolState
+COPIED_OFTEN = "Pool"  # its slots would be copied one by one
+
+
+def values_of_core() -> list[type]:
+    modules = [importlib.import_module(f"poolmgr.core.{m.name}") for m in pkgutil.iter_modules(poolmgr.core.__path__)]
+    found = {v for m in modules for v in vars(m).values() if isinstance(v, type) and dataclasses.is_dataclass(v)}
+    return sorted((v for v in found if v.__module__.startswith("poolmgr.core")), key=lambda v: v.__name__)
+
+
+@pytest.mark.parametrize("value", values_of_core(), ids=lambda v: v.__name__)
+def test_a_value_is_frozen_and_slotted(value):
+    assert value.__dataclass_params__.frozen
+    assert ("__slots__" in vars(value)) is (value.__name__ != COPIED_OFTEN)
+
+
+# What an end is told as.
+
+
+@pytest.mark.behaviour("LIVE-3")
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        (OOM, "killed by the host's out-of-memory killer after 7.0 s"),
+        (KILLED, "ended by signal 9 after 7.0 s"),
+        (EXIT_1, "exited with code 1 after 7.0 s"),
+        (replace(EXIT_1, exit_code=None), "ended after 7.0 s; nobody could tell how"),
+    ],
+)
+def test_an_end_is_told_in_words_with_the_time_that_it_took(record, text):
+    driver = ready()
+    driver.now += 7.0
+    note = only_note(driver.crash(record), NoteName.ENGINE_CRASHED)
+    assert (driver.pool.last_error.message, note.fields["uptime_seconds"]) == (text, 7.0)
+    assert (note.fields["reason"], note.fields["message"]) == (driver.pool.last_error.reason, text)
+
+
+@pytest.mark.behaviour("RST-6")
+def test_an_engine_counts_among_the_hosts_deaths_only_when_it_had_served_and_nobody_ended_it():
+    assert of(CountDeath, ready().crash())
+    assert not of(CountDeath, in_state(S.STARTING).crash())
+    assert not of(CountDeath, in_state(S.STOPPING).crash())
+
+
+def test_a_pool_that_is_ended_has_nothing_due_but_the_kill():
+    driver = ready()
+    driver.do(Stop(grace=3.0))
+    assert next_deadline(driver.pool) == driver.now + 3.0
+    assert not of(RunProbe, driver.pass_time(60.0))
+
+
+@pytest.mark.behaviour("RST-1", "RST-8")
+@pytest.mark.parametrize("end", [Stop(), Drain()])
+def test_our_own_end_credits_the_health_that_the_engine_had(end):
+    driver = ready(QUIET)
+    driver.crash()
+    driver.make_ready()
+    assert driver.pool.policy.failures == 1
+    driver.now += driver.pool.settings.failure_decay
+    driver.do(end)
+    driver.crash(EXIT_0)
+    assert driver.state is S.STOPPED
+    assert (driver.pool.policy.failures, driver.pool.policy.healthy_since) == (0, None)
+
+
+# What a later daemon is told.
+
+
+@pytest.mark.behaviour("PROC-6", "RST-8")
+def test_an_end_that_was_judged_is_not_counted_again_by_the_daemon_that_finds_it():
+    driver = ready()
+    driver.crash()
+    assert driver.pool.judged == Judged(ENGINE, 100, 100)
+    later = Driver(remembering(a_pool(), memo_of(driver.pool)))
+    later.do(Found(ENGINE, 100, 100, Exited(ENGINE, EXIT_1)))
+    later.do(Recovered())
+    assert (later.state, later.pool.restart_count) == (S.BACKOFF, 1)
+
+
+@pytest.mark.behaviour("PROC-6", "RST-8")
+@pytest.mark.parametrize("diagnosis", [None, BAD_ARGUMENTS])
+def test_an_end_that_no_daemon_saw_is_counted_once_and_parks_no_pool(diagnosis):
+    driver = Driver(a_remembering_pool())
+    told = driver.do(Found(ENGINE, 100, 100, Exited(ENGINE, EXIT_1, ("last words",), diagnosis)))
+    driver.do(Recovered())
+    assert (driver.state, driver.pool.restart_count) == (S.BACKOFF, 1)
+    assert driver.pool.last_error.message == "exited with code 1 while no daemon ran"
+    note = only_note(told, NoteName.ENGINE_CRASHED)
+    assert (note.fields["message"], note.fields["uptime_seconds"]) == (driver.pool.last_error.message, 0.0)
+
+
+@pytest.mark.behaviour("PROC-6")
+def test_a_pool_in_doubt_notes_why():
+    note = only_note(Driver().do(InDoubt(ENGINE, "start time differs")), NoteName.POOL_IN_DOUBT)
+    assert note.fields["detail"] == "start time differs"
+
+
+# What a start is told.
+
+
+def test_a_start_says_what_its_last_probe_said_and_keeps_it_when_the_next_says_nothing():
+    driver = in_state(S.STARTING)
+    driver.answer(LOADING)
+    assert driver.pool.reason == LOADING.detail
+    driver.pass_time(0.6)
+    driver.answer(ProbeResult(ProbeOutcome.FAILED))
+    assert driver.pool.reason == LOADING.detail
+    driver.pass_time(0.6)
+    driver.answer(FAILED)
+    assert driver.pool.reason == FAILED.detail
+
+
+@pytest.mark.behaviour("PRE-3")
+@pytest.mark.parametrize(("measure", "least"), [("log_bytes", 512), ("read_bytes", 65_536), ("rss_bytes", 262_144)])
+def test_a_load_counts_as_progress_from_a_growth_on_that_no_mere_probe_causes(measure, least):
+    for grown, progressed in ((least - 1, False), (least, True)):
+        driver = in_state(S.STARTING)
+        driver.usage = Usage(log_bytes=0, read_bytes=1, rss_bytes=1)
+        driver.answer(LOADING)
+        began = driver.now
+        driver.pass_time(0.6)
+        before = driver.pool.engine.progressed
+        assert before == began
+        driver.usage = replace(driver.usage, **{measure: getattr(driver.usage, measure) + grown})
+        driver.answer(LOADING)
+        assert (driver.pool.engine.progressed > before) is progressed
+
+
+def test_an_engine_is_known_by_what_its_id_says():
+    driver = in_state(S.STOPPING)
+    same = "".join(ENGINE)
+    driver.do(Exited(same, EXIT_0))
+    driver.do(TreeEmpty(same))
+    assert driver.state is S.STOPPED
+    driver.do(Preload())
+    assert driver.state is S.PROVISIONING
