@@ -1,0 +1,150 @@
+"""The judge. It looks at the kernel, the disk, what clients were told and the stream of changes; never at what the
+daemon thinks. Written from the behaviours, not from the code that they describe.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from poolmgr.errors import PoolmgrError
+from poolmgr.model.engine import ExitRecord, LaunchSpec
+from tests.sim.kernel import Process
+from tests.sim.oracle_leases import LeaseOracle
+from tests.sim.oracle_policy import PolicyOracle
+from tests.sim.oracle_pools import PoolOracle
+from tests.sim.oracle_stream import StreamOracle
+
+if TYPE_CHECKING:
+    from tests.sim.daemon import Daemon
+    from tests.sim.world import World
+
+MAX_VIOLATIONS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """`rule` is a behaviour id, or DEFECT for an error that nobody expected. `step`: events applied until then."""
+
+    seed: str
+    step: int
+    time: float
+    rule: str
+    text: str
+    tail: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.rule} seed={self.seed} step={self.step} t={self.time:.3f}: {self.text}"
+
+
+class Oracle:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.violations: list[Violation] = []
+        self.wrong_signals = 0
+        self.store_ill_until = -1.0
+        self.daemon_deaths: list[float] = []
+        self.pools = PoolOracle(self)
+        self.leases = LeaseOracle(self)
+        self.policy = PolicyOracle(self)
+        self.stream = StreamOracle(self)
+
+    @property
+    def now(self) -> float:
+        return self.world.timeline.now
+
+    def violate(self, rule: str, text: str) -> None:
+        if len(self.violations) < MAX_VIOLATIONS:
+            world = self.world
+            world.trace("VIOLATION", rule, text)
+            self.violations.append(Violation(world.name, world.steps, self.now, rule, text, tuple(world.tail)))
+
+    def defect(self, text: str, error: BaseException | None) -> None:
+        where = "".join(traceback.format_exception(error)[-4:]) if error is not None else ""
+        self.violate("DEFECT", f"{text}\n{where}")
+
+    def last_death(self) -> float:
+        return self.daemon_deaths[-1] if self.daemon_deaths else 0.0
+
+    # What happens in the host.
+
+    def start_asked(self, launch: LaunchSpec) -> None:
+        self.pools.start_asked(launch)
+        self.policy.start_asked(launch)
+
+    def spawned(self, process: Process) -> None:
+        self.pools.spawned(process)
+
+    def signalled(self, process: Process, number: int) -> None:
+        self.pools.signalled(process, number)
+
+    def process_ended(self, process: Process) -> None:
+        if process.kind == "engine":
+            self.policy.engine_ended(process)
+
+    def exit_told(self, process: Process | None, record: ExitRecord) -> None:
+        pass
+
+    def recorded(self, granted, ended) -> None:
+        self.leases.recorded(granted, ended)
+
+    def fault(self, name: str, error: Exception) -> None:
+        if name.startswith("store."):
+            self.store_ill(self.now + 1.0)
+        self.pools.fault(name, error)
+
+    def store_ill(self, until: float) -> None:
+        self.store_ill_until = max(self.store_ill_until, until)
+
+    def booted(self) -> None:
+        self.leases.booted()
+        self.policy.booted()
+
+    def database_lost(self) -> None:
+        self.pools.database_lost()
+        self.policy.database_lost()
+
+    # What happens to the daemon.
+
+    def phase(self, daemon: Daemon) -> str:
+        """What the host is about when the daemon is killed: for the count of kills by phase."""
+        if daemon.recovering:
+            return "recovering"
+        if daemon.ending:
+            return "ending"
+        if self.pools.reloading():
+            return "reloading"
+        return self.stream.phase()
+
+    def serving(self, daemon: Daemon) -> None:
+        self.store_ill_until = min(self.store_ill_until, self.now) if not self.world.disk.failing else float("inf")
+        self.pools.serving(daemon)
+        self.leases.serving(daemon)
+        self.stream.serving(daemon)
+
+    def daemon_lost(self, daemon: Daemon) -> None:
+        self.daemon_deaths.append(self.now)
+        self.leases.daemon_lost(daemon)
+        self.policy.daemon_lost()
+        self.stream.daemon_lost()
+
+    def noted(self, noted: object) -> None:
+        self.world.event(f"note-{noted.note.name}")
+
+    # At the end.
+
+    def settled(self) -> None:
+        """Faults have stopped some time ago: what was promised holds (liveness)."""
+        self.pools.settled()
+        self.leases.settled()
+        self.stream.settled()
+
+    def emptied(self) -> None:
+        """Every pool was deleted: nothing is left."""
+        self.pools.emptied()
+
+
+def definite(error: Exception) -> bool:
+    """Whether an error says that nothing was done."""
+    return isinstance(error, PoolmgrError)
