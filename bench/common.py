@@ -92,7 +92,7 @@ def arguments(doc: str) -> argparse.Namespace:
     """`json`, `quick`, `directory`."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="the figures as JSON in the last line")
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions; ends within 50 s")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions; ends within a minute")
     parser.add_argument(
         "--directory", type=Path, default=ROOT / ".state", help="where state is kept while it runs; must be on a disk"
     )

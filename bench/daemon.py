@@ -54,15 +54,20 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
+def launch(directory: Path, address: str, settings: Mapping[str, object], log_file: Path) -> subprocess.Popen[bytes]:
+    """The daemon with its state in `directory`, just begun; its log is appended to."""
+    command = [sys.executable, "-m", "poolmgr", "--addr", address, "--state-dir", str(directory / "state")]
+    for key, value in {"observability.log_format": "json", **settings}.items():
+        command += ["--set", f"{key}={value}"]
+    with log_file.open("ab") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment())
+
+
 @contextmanager
 def running_daemon(directory: Path, settings: Mapping[str, object]) -> Iterator[Daemon]:
     """A daemon with its state in `directory`; at the end it and all its engines are gone."""
-    command = [sys.executable, "-m", "poolmgr", "--addr", "127.0.0.1:0", "--state-dir", str(directory / "state")]
-    for key, value in {"observability.log_format": "json", **settings}.items():
-        command += ["--set", f"{key}={value}"]
     log_file = directory / "daemon.log"
-    with log_file.open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment())
+    process = launch(directory, "127.0.0.1:0", settings, log_file)
     daemon = Daemon("", process, log_file)
     try:
         started = daemon.wait_for_log(lambda line: line.get("event") == "daemon_started", START_SECONDS)

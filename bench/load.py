@@ -1,4 +1,4 @@
-"""The load of bench.rpc: callers that each have a connection of their own and ask again as soon as they are answered.
+"""Unary load: callers that each have a connection of their own and ask again as soon as they are answered.
 
 Requests and answers are bytes, so that a caller costs less than the call it makes: with 16 callers or more it is the
 server's core that is full, and the report shows that it was.
@@ -19,6 +19,10 @@ from poolmgr.v1 import lease_pb2
 CALL_SECONDS = 10.0
 Ask = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]  # without a serializer: bytes
 Caller = Callable[[grpc.aio.Channel], Callable[[], Awaitable[None]]]
+
+
+class WrongAnswerError(Exception):
+    """The daemon did not do what its contract says; what was measured is worth nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +85,26 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """One stretch of load: what came of it, and how much of its core the server used (1: all)."""
+    """One stretch of load: what came of it, and how much of their cores server and client used (1: all)."""
 
     per_second: float
     busy: float
+    client_busy: float = float("nan")
+
+
+class Meter:
+    """Counts from its making to `stretch`."""
+
+    def __init__(self, target: Target) -> None:
+        self._pid = target.pid
+        self._before = self._read()
+
+    def _read(self) -> tuple[float, float, float]:
+        return time.monotonic(), cpu_seconds(self._pid), time.process_time()
+
+    def stretch(self, count: int) -> Stretch:
+        took, server, client = (now - before for now, before in zip(self._read(), self._before, strict=True))
+        return Stretch(count / took, server / took, client / took)
 
 
 async def _connect(target: Target, callers: int) -> list[grpc.aio.Channel]:
@@ -111,10 +131,8 @@ class Load:
         return load
 
     async def stretch(self, seconds: float) -> Stretch:
-        busy, began = cpu_seconds(self._target.pid), time.monotonic()
-        counts = await asyncio.gather(*(_ask_until(began + seconds, once) for once in self._callers))
-        took = time.monotonic() - began
-        return Stretch(sum(counts) / took, (cpu_seconds(self._target.pid) - busy) / took)
+        meter, deadline = Meter(self._target), time.monotonic() + seconds
+        return meter.stretch(sum(await asyncio.gather(*(_ask_until(deadline, once) for once in self._callers))))
 
     async def close(self) -> None:
         for channel in self._channels:

@@ -8,24 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-
-from bench import common, idle
-from bench.daemon import environment, ready_pools, running_daemon
-from bench.echo import SERVICE
-from bench.load import Call, Caller, Load, Stretch, Target, leasing, repeating
+from bench import beside, common, idle
+from bench.beside import CALLERS, CLIENT_CORE, SERVER_CORE, Samples
+from bench.daemon import ready_pools, running_daemon
+from bench.load import Target
 from poolmgr.client import Client
-from poolmgr.v1 import lease_pb2, pool_pb2
+from poolmgr.v1 import pool_pb2
 
-CALLERS = (1, 16, 64)
-CLIENT_CORE, SERVER_CORE = 0, 1
 POOL = "bench"
 SLOTS = 128
 BARS = (
@@ -38,11 +30,9 @@ BARS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
-    """Rounds per number of callers, seconds of a stretch of load, seconds at rest."""
+class Effort(beside.Effort):
+    """And the seconds at rest."""
 
-    rounds: int
-    stretch: float
     rest: float
 
 
@@ -50,140 +40,16 @@ FULL = Effort(rounds=11, stretch=1.0, rest=60.0)
 QUICK = Effort(rounds=5, stretch=0.3, rest=10.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """The same work for both servers."""
-
-    name: str
-    daemon: Caller
-    echo: Caller
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """The calls, or pairs of calls, of each round: ours and the echo's."""
-
-    daemon: list[Stretch]
-    echo: list[Stretch]
-
-    @property
-    def ratio(self) -> float:
-        """The median over the rounds."""
-        rounds = zip(self.daemon, self.echo, strict=True)
-        return common.median([ours.per_second / bare.per_second for ours, bare in rounds])
-
-
-@contextmanager
-def on_core(core: int) -> Iterator[None]:
-    """This thread, and what is started from it, on one core."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-@contextmanager
-def echo_server(sizes: Mapping[str, int]) -> Iterator[Target]:
-    command = [sys.executable, "-m", "bench.echo", *(f"{method}={size}" for method, size in sizes.items())]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(), cwd=common.ROOT)
-    try:
-        assert process.stdout is not None
-        yield Target("echo", process.pid, f"127.0.0.1:{int(process.stdout.readline())}")
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """The calls as they are made of the daemon, with the sizes of their answers."""
-
-    get: Call
-    acquire: Call
-    release: Call
-
-    def works(self) -> list[Work]:
-        def bare(call: Call) -> Call:
-            return Call(f"/{SERVICE}/{_name(call)}", call.request, call.reply_bytes)
-
-        return [
-            Work("getpool", repeating(self.get), repeating(bare(self.get))),
-            Work(
-                "lease", leasing(self.acquire, self.release.method), repeating(bare(self.acquire), bare(self.release))
-            ),
-        ]
-
-    def replies(self) -> dict[str, int]:
-        return {_name(call): call.reply_bytes for call in (self.get, self.acquire, self.release)}
-
-
-def _name(call: Call) -> str:
-    return call.method.rpartition("/")[2]
-
-
-def sizes_of(address: str) -> Sizes:
-    """Asks the daemon once for each."""
-    with grpc.insecure_channel(address) as channel:
-
-        def ask(method: str, request: bytes) -> tuple[Call, bytes]:
-            call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
-            reply = call(request)
-            return Call(method, request, len(reply)), reply
-
-        get, _ = ask("/poolmgr.v1.PoolService/GetPool", pool_pb2.GetPoolRequest(pool_id=POOL).SerializeToString())
-        wanted = lease_pb2.AcquireLeaseRequest(pool_id=POOL, holder="bench").SerializeToString()
-        acquire, granted = ask("/poolmgr.v1.LeaseService/AcquireLease", wanted)
-        lease = lease_pb2.AcquireLeaseResponse.FromString(granted).lease
-        back = lease_pb2.ReleaseLeaseRequest(lease_id=lease.lease_id, token=lease.token).SerializeToString()
-        release, _ = ask("/poolmgr.v1.LeaseService/ReleaseLease", back)
-        return Sizes(get, acquire, release)
-
-
-async def compare(work: Work, callers: int, daemon: Target, echo: Target, effort: Effort) -> Samples:
-    ours = await Load.on(daemon, work.daemon, callers)
-    bare = await Load.on(echo, work.echo, callers)
-    samples = Samples([], [])
-    for number in range(effort.rounds):
-        turns = [(ours, samples.daemon), (bare, samples.echo)]
-        for load, taken in turns if number % 2 else reversed(turns):
-            taken.append(await load.stretch(effort.stretch))
-    await ours.close()
-    await bare.close()
-    return samples
-
-
-async def compare_all(works: list[Work], daemon: Target, echo: Target, effort: Effort) -> dict[str, Samples]:
-    """By `<work>_<callers>`."""
-    return {
-        f"{work.name}_{callers}": await compare(work, callers, daemon, echo, effort)
-        for work in works
-        for callers in CALLERS
-    }
-
-
 def measure_calls(directory: Path, effort: Effort) -> dict[str, Samples]:
     directory.mkdir()
     engine = pool_pb2.PoolSpec(engine=pool_pb2.ENGINE_COMMAND, command="sleep", args=["infinity"], slots=SLOTS)
-    with on_core(SERVER_CORE), running_daemon(directory, {}) as daemon:
+    with beside.on_core(SERVER_CORE), running_daemon(directory, {}) as daemon:
         with Client(daemon.address) as client:
             ready_pools(client, engine, POOL)
-        sizes = sizes_of(daemon.address)
-        with echo_server(sizes.replies()) as echo, on_core(CLIENT_CORE):
+        sizes = beside.sizes_of(daemon.address, POOL)
+        with beside.echo_server(sizes.replies()) as echo, beside.on_core(CLIENT_CORE):
             target = Target("poolmgr", daemon.pid, daemon.address)
-            return asyncio.run(compare_all(sizes.works(), target, echo, effort))
-
-
-def print_calls(samples: Mapping[str, Samples]) -> None:
-    rows = []
-    for name, taken in samples.items():
-        figures = [common.median([s.per_second for s in side]) for side in (taken.daemon, taken.echo)]
-        busy = [100 * common.median([s.busy for s in side]) for side in (taken.daemon, taken.echo)]
-        each = [f"{figure:.0f} ({part:.0f} %)" for figure, part in zip(figures, busy, strict=True)]
-        rows.append((name, *each, f"{taken.ratio:.2f}"))
-    title = "per second (server's part of its core); a lease is two calls"
-    common.print_table(title, ("work_callers", "poolmgr", "echo", "ratio"), rows)
+            return asyncio.run(beside.compare_all(sizes.works(), target, echo, effort))
 
 
 def print_idle(rest: idle.Idle) -> None:
@@ -198,7 +64,7 @@ def print_idle(rest: idle.Idle) -> None:
 
 def run(directory: Path, effort: Effort) -> common.Report:
     samples = measure_calls(directory / "calls", effort)
-    print_calls(samples)
+    beside.print_calls(samples)
     (directory / "idle").mkdir()
     rest = idle.measure(directory / "idle", effort.rest)
     print_idle(rest)

@@ -26,6 +26,7 @@ SETTINGS = {
     "supervision.backoff_floor_ms": 0,
     "supervision.restart_rate_limit": 10000,
     "supervision.circuit_breaker_threshold": 10000,
+    "supervision.slow_loop_limit": 10000,
 }
 
 

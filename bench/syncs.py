@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.common import parent_of
 from bench.supervisors import Party
+from bench.tracing import traced
 
-ATTACH_SECONDS = 5.0
+SYNCS = ("fsync", "fdatasync", "sync_file_range")
 # "PID SECONDS.MICROSECONDS fsync(3) = 0", wall time
 _CALL = re.compile(r"^\d+ +(\d+\.\d+) (?:fsync|fdatasync|sync_file_range)\(")
 
@@ -22,30 +21,9 @@ def count_syncs(party: Party, daemon: int, log: Path, kills: int, settle: float)
 
     Counted in the daemon and in the shim, which is the child's parent.
     """
-    if shutil.which("strace") is None:
-        return None
-    traced = ["-p", str(daemon), "-p", str(parent_of(party.child))]
-    command = ["strace", "-f", "-ttt", "-e", "trace=fsync,fdatasync,sync_file_range", "-o", str(log), *traced]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        if not _attached(process, daemon):
-            return None
-        windows = _kill(party, kills, settle)
-    finally:
-        process.terminate()
-        process.wait()
-    return count(log.read_text().splitlines(), windows)
-
-
-def _attached(process: subprocess.Popen[bytes], pid: int) -> bool:
-    deadline = time.monotonic() + ATTACH_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        tracer = re.search(r"TracerPid:\t(\d+)", Path(f"/proc/{pid}/status").read_text())
-        if tracer is not None and int(tracer[1]):
-            time.sleep(0.2)  # the other process, and the threads of both
-            return process.poll() is None
-        time.sleep(0.01)
-    return False
+    with traced([daemon, parent_of(party.child)], SYNCS, log) as attached:
+        windows = _kill(party, kills, settle) if attached else None
+    return None if windows is None else count(log.read_text().splitlines(), windows)
 
 
 def _kill(party: Party, kills: int, settle: float) -> list[tuple[float, float]]:
