@@ -7,6 +7,7 @@ python=${PYTHON:-}
 
 need=""
 command -v gcc >/dev/null 2>&1 || need="$need gcc libc6-dev"
+command -v patch >/dev/null 2>&1 || need="$need patch"
 [ -n "$python" ] || need="$need python3"
 if [ -n "$python" ]; then
     "$python" -c 'import ensurepip, venv' 2>/dev/null || need="$need python3-venv"

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from poolmgr.core import leases as lease_table
+from poolmgr.core import pool as pool_module
 from poolmgr.core.effects import LeaseEnded
 from poolmgr.core.leases import LeaseTable, Waiter
 from poolmgr.core.messages import (
     Acquire,
     ChangeSpec,
+    Committed,
     Exited,
     ForgetWaiter,
     Probed,
@@ -22,11 +24,13 @@ from poolmgr.core.messages import (
     Spawned,
     Tick,
     TreeEmpty,
+    Verified,
 )
 from poolmgr.core.settle import next_deadline
+from poolmgr.core.state import live_leases
 from poolmgr.model.engine import Usage
 from poolmgr.model.lease import Lease, LeaseAsk, LeaseOutcome, Refusal, RefusalReason
-from poolmgr.model.pool import PoolState
+from poolmgr.model.pool import PoolState, ReloadStrategy
 from poolmgr.model.settings import LeaseSettings, SupervisionSettings
 from tests.core.helpers import (
     ENGINE,
@@ -55,6 +59,7 @@ class Hold:
     until: float
     how: LeaseOutcome = LeaseOutcome.EXPIRED
     token: str = ""
+    engine: str = ""
 
 
 @dataclass
@@ -67,8 +72,14 @@ class Timeline:
     def owners(self, now: float) -> list[str]:
         return [name for name, h in self.holds.items() if h.since <= now < h.until]
 
-    def grant(self, ask: LeaseAsk, now: float) -> None:
-        self.holds[ask.lease_id] = Hold(ask, now, now + ask.ttl, now + ask.ttl + self.grace, token=ask.token)
+    def grant(self, ask: LeaseAsk, now: float, engine: str) -> None:
+        until = now + ask.ttl + self.grace
+        self.holds[ask.lease_id] = Hold(ask, now, now + ask.ttl, until, token=ask.token, engine=engine)
+
+    def end_all_on(self, engine: str, now: float) -> None:
+        for name in self.owners(now):
+            if self.holds[name].engine == engine:
+                self.end(name, now, LeaseOutcome.EXPIRED)
 
     def end(self, name: str, now: float, how: LeaseOutcome) -> None:
         hold = self.holds[name]
@@ -89,7 +100,7 @@ class LeaseMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        spec = replace(QUIET, slots=SLOTS)
+        spec = replace(QUIET, slots=SLOTS, drain_deadline=1e6)
         steady = SupervisionSettings(breaker_threshold=10**6, restart_rate_limit=10**6, slow_loop_limit=10**6)
         self.lease_settings = LeaseSettings(max_waiters=WAITERS)
         self.driver = Driver(a_pool(spec, steady, self.lease_settings))
@@ -100,6 +111,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.told: dict[str, Lease | Refusal] = {}
         self.fence = 0
         self.serving = True
+        self.engine, self.retiring = ENGINE, ""
 
     # What has to come out of a step, in order.
 
@@ -112,7 +124,7 @@ class LeaseMachine(RuleBasedStateMachine):
         while self.serving and self.queue and len(self.timeline.owners(now)) < self.slots:
             best = max(self.queue, key=lambda q: (q[0].priority, -self.asked[q[0].lease_id]))
             self.queue.remove(best)
-            self.timeline.grant(best[0], now)
+            self.timeline.grant(best[0], now, self.engine)
             told.append((best[0].lease_id, "granted"))
         return told
 
@@ -156,7 +168,7 @@ class LeaseMachine(RuleBasedStateMachine):
             assert answers(effects)[ask.lease_id].lease_id == alive[0]
             self.check(effects, [(ask.lease_id, "granted")])
         elif self.serving and len(self.timeline.owners(now)) < self.slots:
-            self.timeline.grant(ask, now)
+            self.timeline.grant(ask, now, self.engine)
             self.check(effects, [(ask.lease_id, "granted")])
         elif wait > 0:
             self.queue_up(ask, effects)
@@ -216,6 +228,7 @@ class LeaseMachine(RuleBasedStateMachine):
     def pass_time(self, seconds):
         self.to(self.driver.now + seconds)
 
+    @precondition(lambda self: not self.retiring)
     @rule(slots=st.integers(1, SLOTS))
     def limit(self, slots):
         if slots == self.spec.slots:
@@ -226,29 +239,57 @@ class LeaseMachine(RuleBasedStateMachine):
     @rule(outage=st.sampled_from((0.0, 0.5, 3.0)))
     def crash_and_come_back(self, outage):
         driver = self.driver
-        for name in self.timeline.owners(driver.now):
-            self.timeline.end(name, driver.now, LeaseOutcome.EXPIRED)
+        self.timeline.end_all_on(self.engine, driver.now)
         self.serving = False
-        self.check(driver.do(Exited(ENGINE, KILLED)), self.due())
+        self.check(driver.do(Exited(self.engine, KILLED)), self.due())
         self.to(driver.now + outage)
-        self.check(driver.do(TreeEmpty(ENGINE)), self.due())
+        self.check(driver.do(TreeEmpty(self.engine)), self.due())
         if driver.state is PoolState.BACKOFF:
             self.to(driver.pool.resume_at)
         assert driver.state is PoolState.PROVISIONING
-        self.check(driver.do(Spawned(ENGINE, 100, 8000, generation=driver.pool.generation)), self.due())
+        self.check(driver.do(Spawned(self.engine, 100, 8000, generation=driver.pool.generation)), self.due())
         self.serving = True
         run = driver.pool.engine
         self.check(driver.do(Probed(run.engine_id, run.probe.serial, OK, Usage(), owned=True)), self.due())
         assert driver.state is PoolState.READY
+
+    @precondition(lambda self: not self.retiring)
+    @rule(seconds=st.sampled_from((0.0, 2.0, 20.0)), fails=st.sampled_from((False, False, True)))
+    def reload(self, seconds, fails):
+        """To another engine beside this one; leases stay where they are, new ones come where the commit says."""
+        driver, self.generation = self.driver, self.generation + 1
+        spec, new = replace(self.spec, args=(str(self.generation),)), f"engine {self.generation}"
+        change = ChangeSpec(spec, self.generation, ReloadStrategy.MAKE_BEFORE_BREAK)
+        self.check(driver.do(change), self.due())
+        self.check(driver.do(Spawned(new, 200, 9000, SLOTS, generation=self.generation)), self.due())
+        self.check(driver.answer(OK, new), self.due())
+        self.to(driver.now + seconds)
+        self.check(driver.do(Verified(self.generation, "wrong" if fails else "")), self.due())
+        if fails:
+            self.check(driver.do(Exited(new, KILLED)) + driver.do(TreeEmpty(new)), self.due())
+            return
+        self.spec, self.retiring, self.engine = spec, self.engine, new
+        self.check(driver.do(Committed(self.generation)), self.due())
+
+    @precondition(lambda self: self.retiring)
+    @rule()
+    def the_old_engine_goes(self):
+        """By itself, or because it has no lease any more; whoever holds one on it loses it."""
+        driver, self.retiring, old = self.driver, "", self.retiring
+        self.timeline.end_all_on(old, driver.now)
+        self.check(driver.do(Exited(old, KILLED)) + driver.do(TreeEmpty(old)), self.due())
+        assert driver.pool.reload is None
 
     # What always holds.
 
     @invariant()
     def agrees(self):
         table, now = self.driver.pool.leases, self.driver.now
-        assert sorted(table.live) == sorted(self.timeline.owners(now))
+        live = {lease.lease_id for lease in live_leases(self.driver.pool)}
+        assert live == set(self.timeline.owners(now))
+        assert set(table.live) == {name for name in live if self.timeline.holds[name].engine == self.engine}
         assert table.slots == self.slots
-        assert table.free == max(0, self.slots - len(table.live))
+        assert table.free == max(0, self.slots - len(live))
         assert {w.ask.lease_id for w in table.waiters} == {ask.lease_id for ask, _ in self.queue}
         assert len(table.waiters) <= WAITERS
         assert set(self.asked) == set(self.told) | {ask.lease_id for ask, _ in self.queue}
@@ -256,7 +297,7 @@ class LeaseMachine(RuleBasedStateMachine):
     def teardown(self):
         self.to(self.driver.now + 1000.0)
         assert set(self.told) == set(self.asked), "every ask is answered in the end"
-        assert not self.driver.pool.leases.live, "every lease ends without its holder"
+        assert not list(live_leases(self.driver.pool)), "every lease ends without its holder"
 
 
 @pytest.mark.behaviour("LEASE-1", "LEASE-2", "LEASE-3", "LEASE-4", "LEASE-5", "LEASE-6")
@@ -296,6 +337,8 @@ FAULTS = {
     "tombstones lost": (lease_table, "_outcome_of_ended", as_if_unknown),
     "retries granted anew": (lease_table, "find", no_memory_of_requests),
     "fencing number reused": (lease_table, "grant", one_fence_for_all),
+    "each engine has the slots for itself": (pool_module, "_count_elsewhere", lambda turn: None),
+    "what the old engine's leases came to is lost": (lease_table, "remember", lambda table, other, settings: table),
 }
 
 

@@ -10,13 +10,30 @@ from dataclasses import replace
 import pytest
 
 import poolmgr.core
-from poolmgr.core.effects import CountDeath, NoteName, RunProbe
+from poolmgr.core.effects import CountDeath, NoteName, RecordLeases, RunProbe, Terminate
+from poolmgr.core.leases import Grantor, LeaseTable, grant, knows, release
 from poolmgr.core.memo import Judged
-from poolmgr.core.messages import Drain, Exited, Found, InDoubt, Preload, Recovered, Stop, TreeEmpty
+from poolmgr.core.messages import (
+    Drain,
+    Exited,
+    Found,
+    HostFault,
+    InDoubt,
+    LeasesKept,
+    Preload,
+    Recovered,
+    Stop,
+    TreeEmpty,
+)
+from poolmgr.core.registration import retold
 from poolmgr.core.settle import next_deadline
-from poolmgr.core.state import memo_of, remembering
-from poolmgr.model.engine import ProbeOutcome, ProbeResult, Usage
-from poolmgr.model.pool import PoolState
+from poolmgr.core.state import ReloadPhase, memo_of, remembering
+from poolmgr.errors import ClientError
+from poolmgr.model.engine import EngineFacts, ProbeOutcome, ProbeResult, Usage
+from poolmgr.model.lease import EndedLease, LeaseOutcome, Refusal, RefusalReason
+from poolmgr.model.pool import PoolState, ReloadStrategy
+from poolmgr.model.registration import Registration
+from poolmgr.model.settings import LeaseSettings
 from tests.core.helpers import (
     BAD_ARGUMENTS,
     ENGINE,
@@ -30,11 +47,14 @@ from tests.core.helpers import (
     Driver,
     a_pool,
     a_remembering_pool,
+    an_ask,
     in_state,
     of,
+    only,
     only_note,
     ready,
 )
+from tests.core.test_registered import FIRST, Registered, a_ready
 
 S = PoolState
 COPIED_OFTEN = "Pool"  # its slots would be copied one by one
@@ -172,3 +192,132 @@ def test_an_engine_is_known_by_what_its_id_says():
     assert driver.state is S.STOPPED
     driver.do(Preload())
     assert driver.state is S.PROVISIONING
+
+
+# What is told of a pool that cannot serve.
+
+
+@pytest.mark.behaviour("RST-2")
+def test_a_start_that_an_open_breaker_refuses_says_how_long_to_the_millisecond():
+    driver = in_state(S.PARKED)
+    driver.do(Stop())
+    driver.now += 1.2345678
+    with pytest.raises(ClientError) as refused:
+        driver.do(Preload())
+    left = driver.pool.policy.open_until - driver.now
+    assert refused.value.numbers == {"consecutive_failures": 5, "seconds_left": round(left, 3)}
+    assert refused.value.retry_after == left > 290.0
+
+
+@pytest.mark.behaviour("LEASE-1")
+def test_an_engine_with_fewer_slots_than_its_spec_is_full_and_not_said_to_refuse_them():
+    driver = Driver()
+    driver.make_ready(EngineFacts(slots=1))
+    driver.lease("first")
+    answer = driver.ask("second")
+    assert isinstance(answer, Refusal) and answer.reason is RefusalReason.POOL_FULL
+    assert answer.message == "all 1 slots of pool p are leased"
+
+
+@pytest.mark.behaviour("RST-6")
+@pytest.mark.parametrize("state", [S.READY, S.DRAINING, S.STOPPING, S.STOPPED])
+def test_a_fault_of_the_host_schedules_no_start_of_a_pool_that_waits_for_none(state):
+    driver = in_state(state)
+    driver.do(HostFault())
+    assert (driver.state, driver.pool.resume_at, driver.pool.host_doubt) == (state, None, True)
+
+
+@pytest.mark.behaviour("RST-6")
+def test_a_fault_of_the_host_has_a_pool_that_waits_start_after_the_first_backoff():
+    driver = in_state(S.BACKOFF)
+    driver.pass_time(0.5)
+    driver.do(HostFault())
+    assert driver.pool.resume_at == driver.now + driver.pool.settings.backoff_initial
+
+
+# What is left of leases.
+
+
+def test_a_table_knows_the_leases_that_live_and_those_that_are_over_and_no_other():
+    ask, settings = an_ask("one"), LeaseSettings()
+    table, lease = grant(LeaseTable(2), ask, Grantor("127.0.0.1:1", 1, 1), 0.0)
+    assert knows(table, lease.lease_id) and not knows(table, "p.other")
+    table, _ = release(table, lease.lease_id, lease.token, 1.0, settings)
+    assert knows(table, lease.lease_id) and not knows(table, "p.other")
+
+
+@pytest.mark.behaviour("LEASE-3")
+def test_leases_on_an_engine_that_is_gone_are_recorded_as_over():
+    lease = ready().lease("one")
+    driver = Driver(a_remembering_pool())
+    recorded = only(RecordLeases, driver.do(LeasesKept((lease,))))
+    assert recorded == RecordLeases(ended=(EndedLease(lease.lease_id, lease.token, LeaseOutcome.EXPIRED),))
+    assert not driver.pool.leases.live
+
+
+# Reloads: what ends them, and what they leave.
+
+
+def draining_for_a_reload() -> Driver:
+    driver = ready(QUIET)
+    driver.lease("held", ttl=300.0)
+    driver.change(ReloadStrategy.BREAK_BEFORE_MAKE)
+    assert (driver.state, driver.pool.reload.phase) == (S.DRAINING, ReloadPhase.DRAINING)
+    return driver
+
+
+@pytest.mark.behaviour("DRN-1", "DRN-2")
+def test_a_drain_takes_the_place_of_a_reloads_with_its_own_deadline_and_end():
+    driver = draining_for_a_reload()
+    driver.now += 1.0
+    driver.do(Drain(deadline=200.0))
+    assert (driver.pool.drain_until, driver.pool.reload) == (driver.now + 200.0, None)
+    driver.pass_time(200.0)
+    assert driver.state is S.STOPPING
+    driver.crash(EXIT_0)
+    assert driver.state is S.STOPPED
+
+
+@pytest.mark.behaviour("DRN-2")
+@pytest.mark.parametrize(("given", "grace"), [(None, 5.0), (2.0, 2.0)])
+def test_a_stop_ends_the_engine_that_retires_with_the_same_grace(given, grace):
+    driver = ready(QUIET)
+    driver.lease("held", ttl=300.0)
+    driver.change()
+    driver.reload_to(ReloadPhase.RETIRING)
+    effects = driver.do(Stop(given))
+    assert {e.engine_id for e in of(Terminate, effects)} == {ENGINE, "f" * 32}
+    assert driver.pool.beside.engine.kill_at == driver.pool.engine.kill_at == driver.now + grace
+
+
+# Engines that register themselves.
+
+
+@pytest.mark.behaviour("ENG-2")
+def test_an_engine_that_is_lost_is_noted_with_why():
+    driver = a_ready()
+    effects = driver.pass_time(driver.pool.settings.heartbeat_ttl)
+    note = only_note(effects, NoteName.ENGINE_LOST)
+    assert (note.fields["reason"], note.fields["message"]) == ("UNREACHABLE", "no heartbeat for 30 s")
+
+
+@pytest.mark.behaviour("ENG-1")
+@pytest.mark.parametrize("endpoint", ["10.0.0.1:8000", "10.0.0.9:8000"])
+def test_an_engine_that_moved_is_probed_anew_wherever_it_moved(endpoint):
+    driver = a_ready()
+    driver.register(endpoint=endpoint)
+    assert driver.state is S.STARTING
+    driver.told(ProbeResult(ProbeOutcome.OK))
+    assert driver.state is S.READY
+
+
+@pytest.mark.behaviour("ENG-1")
+def test_a_registration_that_changes_nothing_adds_no_generation_and_one_that_does_adds_one():
+    driver = Registered().to_ready()
+    driver.register()
+    driver.register()
+    assert driver.pool.good == (1,)
+    driver.register(slots_total=3)
+    assert driver.pool.good == (1, 2)
+    _, spec = retold(driver.pool, Registration("e1", slots_total=3))
+    assert spec == driver.pool.spec and FIRST.slots_total == 4

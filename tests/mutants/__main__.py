@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -91,5 +92,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # copies are removed on the way
     os.environ["HYPOTHESIS_EFFORT"] = "1"
     sys.exit(main(sys.argv[1:]))

@@ -39,9 +39,12 @@ def trials(
     free = context.SimpleQueue()
     for n in range(jobs):
         free.put(Bench(copy_tree(root, directory / str(n)), tuple(tiers)))
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(free,)) as pool:
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(free,))
+    try:
         for future in as_completed([pool.submit(_try, mutation) for mutation in chosen]):
             yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin(free: multiprocessing.SimpleQueue) -> None:

@@ -432,7 +432,8 @@ async def test_a_change_that_no_engine_notices_restarts_nothing(world: World) ->
     assert view.generation == 2 and view.slots_total == 1 and world.runtime.only().pid == pid
 
 
-async def test_a_change_of_the_command_drains_and_starts_the_new_generation(world: World) -> None:
+@pytest.mark.behaviour("DRN-2")
+async def test_a_change_of_the_command_starts_the_new_generation_and_ends_the_old_one(world: World) -> None:
     await world.ready_pool()
     old = world.runtime.only()
     await world.facade.update_pool("a", lambda _: PoolSpec(EngineName.COMMAND, command="/bin/new"))
