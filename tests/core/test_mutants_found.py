@@ -6,11 +6,12 @@ import dataclasses
 import importlib
 import pkgutil
 from dataclasses import replace
+from enum import Enum
 
 import pytest
 
 import poolmgr.core
-from poolmgr.core.effects import CountDeath, NoteName, RecordLeases, RunProbe, Terminate
+from poolmgr.core.effects import CountDeath, Note, NoteName, RecordLeases, RunProbe, Terminate
 from poolmgr.core.leases import Grantor, LeaseTable, grant, knows, release
 from poolmgr.core.memo import Judged
 from poolmgr.core.messages import (
@@ -27,7 +28,7 @@ from poolmgr.core.messages import (
 )
 from poolmgr.core.registration import retold
 from poolmgr.core.settle import next_deadline
-from poolmgr.core.state import ReloadPhase, memo_of, remembering
+from poolmgr.core.state import ReloadPhase, Turn, memo_of, remembering
 from poolmgr.errors import ClientError
 from poolmgr.model.engine import EngineFacts, ProbeOutcome, ProbeResult, Usage
 from poolmgr.model.lease import EndedLease, LeaseOutcome, Refusal, RefusalReason
@@ -49,6 +50,7 @@ from tests.core.helpers import (
     a_remembering_pool,
     an_ask,
     in_state,
+    notes,
     of,
     only,
     only_note,
@@ -61,14 +63,15 @@ COPIED_OFTEN = "Pool"  # its slots would be copied one by one
 
 
 def values_of_core() -> list[type]:
+    """Every class of core but enums, tuples and the scratch pad of one step."""
     modules = [importlib.import_module(f"poolmgr.core.{m.name}") for m in pkgutil.iter_modules(poolmgr.core.__path__)]
-    found = {v for m in modules for v in vars(m).values() if isinstance(v, type) and dataclasses.is_dataclass(v)}
-    return sorted((v for v in found if v.__module__.startswith("poolmgr.core")), key=lambda v: v.__name__)
+    found = {v for m in modules for v in vars(m).values() if isinstance(v, type) and v.__module__ == m.__name__}
+    return sorted((v for v in found if not issubclass(v, Enum | tuple | Turn)), key=lambda v: v.__name__)
 
 
 @pytest.mark.parametrize("value", values_of_core(), ids=lambda v: v.__name__)
 def test_a_value_is_frozen_and_slotted(value):
-    assert value.__dataclass_params__.frozen
+    assert dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen
     assert ("__slots__" in vars(value)) is (value.__name__ != COPIED_OFTEN)
 
 
@@ -102,8 +105,8 @@ def test_an_engine_counts_among_the_hosts_deaths_only_when_it_had_served_and_nob
 
 def test_a_pool_that_is_ended_has_nothing_due_but_the_kill():
     driver = ready()
-    driver.do(Stop(grace=3.0))
-    assert next_deadline(driver.pool) == driver.now + 3.0
+    driver.do(Stop(grace=30.0))
+    assert next_deadline(driver.pool) == driver.now + 30.0  # long after the next probe
     assert not of(RunProbe, driver.pass_time(60.0))
 
 
@@ -119,6 +122,69 @@ def test_our_own_end_credits_the_health_that_the_engine_had(end):
     driver.crash(EXIT_0)
     assert driver.state is S.STOPPED
     assert (driver.pool.policy.failures, driver.pool.policy.healthy_since) == (0, None)
+
+
+# What is noted of a restart.
+
+
+@pytest.mark.behaviour("RST-1")
+def test_a_backoff_is_noted_with_its_time_and_what_it_follows_from():
+    driver = ready(QUIET)
+    driver.crash()
+    driver.make_ready()
+    told = driver.crash()
+    assert only_note(told, NoteName.BACKOFF_SCHEDULED).fields == {
+        "backoff_ms": 2000, "failure_count": 2, "restart_count": 2,
+    }  # fmt: skip
+    assert not notes(told, NoteName.BREAKER_OPENED)
+
+
+@pytest.mark.behaviour("RST-2")
+def test_an_opened_breaker_is_noted_with_what_opened_it_and_for_how_long_and_no_backoff_beside_it():
+    driver = in_state(S.BACKOFF)
+    while driver.state is not S.PARKED:
+        driver.make_ready()
+        told = driver.crash()
+    assert only_note(told, NoteName.BREAKER_OPENED).fields == {
+        "by": "failures", "consecutive_failures": 5, "open_ms": 300_000,
+    }  # fmt: skip
+    assert not notes(told, NoteName.BACKOFF_SCHEDULED)
+
+
+@pytest.mark.behaviour("RST-4")
+@pytest.mark.parametrize(("before", "name"), [(4, None), (5, NoteName.RESTART_RATE_HIGH), (10, NoteName.RESTART_STORM)])
+def test_a_high_rate_of_restarts_on_the_host_is_noted_with_its_evidence(before, name):
+    driver = ready(QUIET)
+    driver.host_restarts = before
+    told = driver.crash()
+    rates = notes(told, NoteName.RESTART_RATE_HIGH) + notes(told, NoteName.RESTART_STORM)
+    assert [note.name for note in rates] == ([name] if name else [])
+    if name:
+        evidence = {"restarts": 1, "host_restarts": before + 1, "window_seconds": 60.0, "limit": 10}
+        scope = {"scope": "host_rate"} if name is NoteName.RESTART_STORM else {}
+        assert rates[0].fields == evidence | scope
+
+
+@pytest.mark.behaviour("RST-5")
+def test_a_slow_loop_is_noted_from_the_sixth_failure_on():
+    driver = ready(QUIET)
+    for number in range(1, 8):
+        told = driver.crash()
+        assert [n.fields["failures"] for n in notes(told, NoteName.FLAPPING)] == ([number] if number >= 6 else [])
+        driver.make_ready()
+        driver.now += driver.pool.settings.stable_after
+    (note,) = notes(told, NoteName.FLAPPING)
+    assert (note.fields["window_seconds"], note.fields["parked"]) == (6 * 3600.0, False)
+
+
+@pytest.mark.behaviour("RST-4")
+def test_the_fifth_end_by_lack_of_memory_within_a_minute_is_noted():
+    driver = ready(QUIET)
+    for number in range(1, 6):
+        told = driver.crash(OOM)
+        assert [n.fields["ooms"] for n in notes(told, NoteName.OOM_STORM)] == ([5] if number == 5 else [])
+        if number < 5:
+            driver.make_ready()
 
 
 # What a later daemon is told.
@@ -145,6 +211,22 @@ def test_an_end_that_no_daemon_saw_is_counted_once_and_parks_no_pool(diagnosis):
     assert driver.pool.last_error.message == "exited with code 1 while no daemon ran"
     note = only_note(told, NoteName.ENGINE_CRASHED)
     assert (note.fields["message"], note.fields["uptime_seconds"]) == (driver.pool.last_error.message, 0.0)
+
+
+@pytest.mark.behaviour("PROC-6", "RST-8")
+@pytest.mark.parametrize(
+    ("memo", "fact"),
+    [
+        ({"wanted": False}, Found(ENGINE, 100, 100, Exited(ENGINE, EXIT_1))),
+        ({}, Found(ENGINE, 100, 100)),
+        ({}, Found(ENGINE, 0, 0, Exited(ENGINE, EXIT_1))),
+    ],
+)
+def test_an_end_of_an_engine_that_nobody_wants_or_can_name_counts_for_nothing(memo, fact):
+    driver = Driver(a_remembering_pool(**memo))
+    told = driver.do(fact)
+    assert (driver.pool.restart_count, driver.pool.last_error, of(Note, told)) == (0, None, [])
+    assert driver.pool.home.engine_id == ENGINE
 
 
 @pytest.mark.behaviour("PROC-6")
