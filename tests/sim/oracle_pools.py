@@ -256,6 +256,8 @@ class PoolOracle:
         """A drain ends an engine that is well only when nobody holds a lease, or at its deadline (DRN-1)."""
         if truth.drained_at is None or truth.pending or self._unfit(truth, main):
             return None
+        if self._oracle.world.stopping_engines:  # the daemon ends, and was asked to take its engines along
+            return None
         if self._now >= truth.drained_at + truth.drain_deadline - 0.1:
             return None
         holders = self._oracle.leases.live_on(main)
