@@ -75,6 +75,8 @@ def can_come_back(pool: Pool, change: ChangeSpec) -> bool:
     side, reload = pool.beside, pool.reload
     if side is None or reload is None or reload.phase is not ReloadPhase.RETIRING or change.anew:
         return False
+    if pool.state is PoolState.UNKNOWN:
+        return False  # its own engine could not be ended after the commit
     return side.generation == change.generation and side.state is PoolState.DRAINING
 
 
