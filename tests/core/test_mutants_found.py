@@ -27,6 +27,7 @@ from poolmgr.core.messages import (
     TreeEmpty,
 )
 from poolmgr.core.registration import retold
+from poolmgr.core.restart import RestartPolicy, refunded
 from poolmgr.core.settle import next_deadline
 from poolmgr.core.state import ReloadPhase, Turn, memo_of, remembering
 from poolmgr.errors import ClientError
@@ -34,7 +35,7 @@ from poolmgr.model.engine import EngineFacts, ProbeOutcome, ProbeResult, Usage
 from poolmgr.model.lease import EndedLease, LeaseOutcome, Refusal, RefusalReason
 from poolmgr.model.pool import PoolState, ReloadStrategy
 from poolmgr.model.registration import Registration
-from poolmgr.model.settings import LeaseSettings
+from poolmgr.model.settings import LeaseSettings, SupervisionSettings
 from tests.core.helpers import (
     BAD_ARGUMENTS,
     ENGINE,
@@ -403,3 +404,39 @@ def test_a_registration_that_changes_nothing_adds_no_generation_and_one_that_doe
     assert driver.pool.good == (1, 2)
     _, spec = retold(driver.pool, Registration("e1", slots_total=3))
     assert spec == driver.pool.spec and FIRST.slots_total == 4
+
+
+# What is due without an event, and what a late one finds.
+
+
+@pytest.mark.behaviour("RST-2")
+def test_a_run_of_failures_is_over_after_a_minute_of_service_in_which_nothing_else_happens():
+    driver = ready(QUIET)
+    driver.crash()
+    driver.make_ready()
+    assert next_deadline(driver.pool) == driver.now + driver.pool.settings.stable_after
+    driver.pass_time(driver.pool.settings.stable_after)
+    assert driver.pool.policy.consecutive == 0
+
+
+@pytest.mark.behaviour("DRN-1")
+@pytest.mark.parametrize("late", [0.0, 3.0])
+def test_a_drain_is_forced_at_its_deadline_however_late_that_is_noticed(late):
+    driver = ready(QUIET)
+    driver.lease("held", ttl=300.0)
+    driver.do(Drain(deadline=10.0))
+    told = driver.at(driver.now + 10.0 + late)
+    assert driver.state is S.STOPPING
+    assert only_note(told, NoteName.DRAIN_FINISHED).fields["outcome"] == "forced"
+
+
+@pytest.mark.behaviour("RST-6")
+def test_a_fault_of_the_host_takes_back_what_was_charged_in_its_window_and_nothing_older():
+    settings = SupervisionSettings()
+    now = 1000.0
+    since = now - settings.host_fault_window
+    times = (since - 5.0, since, since + 1.0, now)
+    policy = RestartPolicy(failures=5, consecutive=4, restarts=times, ooms=times, history=times)
+    left = refunded(policy, now, settings)
+    assert left.restarts == left.ooms == left.history == times[:2]
+    assert (left.failures, left.consecutive) == (3, 2)
