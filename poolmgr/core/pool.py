@@ -45,8 +45,8 @@ from poolmgr.core.messages import (
     Undrain,
     Verified,
 )
-from poolmgr.core.settle import admitted, begin_drain, credit_stability, grantor, half_open, retry_after, settle
-from poolmgr.core.starting import engine_arguments, outdated, slot_limit, start
+from poolmgr.core.settle import admitted, begin_drain, credit_stability, grantor, half_open, retry_after, settle, waits
+from poolmgr.core.starting import needs_restart, outdated, slot_limit, start
 from poolmgr.core.state import Pool, ReloadPhase, Turn, owner, parked_for_good
 from poolmgr.errors import ClientError, Reason
 from poolmgr.model.lease import EndedLease, LeaseAsk, LeaseOutcome, Refusal, RefusalReason
@@ -93,7 +93,7 @@ def _apply(turn: Turn, event: Event) -> None:  # noqa: C901 - flat match
         case Undrain():
             _undrain(turn)
         case Stop(grace, for_now):
-            _stop(turn, grace, for_now)
+            _close(turn) if for_now else _stop(turn, grace)
         case Delete(deadline):
             _delete(turn, deadline)
         case ResetBreaker():
@@ -225,16 +225,25 @@ def _undrain(turn: Turn) -> None:
     turn.go(Trigger.UNDRAIN, "drain cancelled", drain_until=None, wanted=True)
 
 
-def _stop(turn: Turn, grace: float | None, for_now: bool) -> None:
-    verdict, wanted = _verdict(turn, Command.STOP), turn.pool.wanted
+def _stop(turn: Turn, grace: float | None) -> None:
+    verdict = _verdict(turn, Command.STOP)
     _unwant(turn, turn.pool.settings.stop_grace if grace is None else grace)
-    turn.set(wanted=wanted and for_now)
     if verdict is Verdict.DONE:
         if turn.pool.state is PoolState.STOPPING:
             turn.set(then=Trigger.HALT)
             hurry(turn, grace)
         return
     stop(turn, turn.pool.settings.stop_grace if grace is None else grace, "asked to stop")
+
+
+def _close(turn: Turn) -> None:
+    """The daemon ends with its engines. What waits for its time, waits on under the next one (RST-8)."""
+    pool = turn.pool
+    if waits(pool):
+        reload.cancel(turn, step, "the daemon ends", None)
+    else:
+        _stop(turn, None)
+    turn.set(wanted=pool.wanted, closing=True)
 
 
 def _delete(turn: Turn, deadline: float | None) -> None:
@@ -254,12 +263,6 @@ def _reset(turn: Turn) -> None:
         start(turn, Trigger.RESUME, "breaker reset by an operator")
     elif turn.pool.state is PoolState.STOPPING and turn.pool.then is Trigger.PARK:
         turn.set(then=Trigger.RESUME)
-
-
-def needs_restart(pool: Pool, spec: PoolSpec) -> bool:
-    """Whether what was launched cannot serve `spec`. Fewer slots are a limit; more than it was given are not."""
-    grown = pool.home is not None and spec.slots > pool.home.slots
-    return grown or engine_arguments(pool.spec) != engine_arguments(spec)
 
 
 def _change_spec(turn: Turn, change: ChangeSpec) -> None:

@@ -59,7 +59,7 @@ def next_deadline(pool: Pool) -> float | None:
         times.append(engine.start_deadline(pool))
     elif state is PoolState.DRAINING:
         times += (pool.drain_until, restart.stable_at(pool.policy, pool.settings))
-    elif state in _WAITING:
+    elif state in _WAITING and not pool.closing:
         times.append(pool.resume_at)
     if pool.beside is not None:
         times.append(next_deadline(pool.beside))
@@ -117,9 +117,15 @@ def credit_stability(turn: Turn) -> None:
         turn.set(policy=restart.became_stable(turn.pool.policy))
 
 
+def waits(pool: Pool) -> bool:
+    """Whether its next start waits for its time, or will once no process is left."""
+    ends = pool.state is PoolState.STOPPING and pool.then in (Trigger.RETRY, Trigger.PARK)
+    return ends or pool.state in _WAITING
+
+
 def _resume(turn: Turn) -> None:
     pool = turn.pool
-    if pool.state not in _WAITING or pool.resume_at is None or pool.resume_at > turn.at.now:
+    if pool.state not in _WAITING or pool.closing or pool.resume_at is None or pool.resume_at > turn.at.now:
         return
     if pool.policy.breaker_state is BreakerState.OPEN:
         half_open(turn)

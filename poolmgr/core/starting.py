@@ -41,6 +41,12 @@ def start(turn: Turn, trigger: Trigger, reason: str) -> None:
     turn.do(Start(home.engine_id, home.proven, home.fresh_port, pool.generation, pool.host_doubt))
 
 
+def needs_restart(pool: Pool, spec: PoolSpec) -> bool:
+    """Whether what was launched cannot serve `spec`. Fewer slots are a limit; more than it was given are not."""
+    grown = pool.home is not None and spec.slots > pool.home.slots
+    return grown or engine_arguments(pool.spec) != engine_arguments(spec)
+
+
 def outdated(pool: Pool) -> bool:
     """Whether the engine was launched, or would be launched again, for a spec that is no longer the pool's."""
     return pool.home is not None and pool.home.generation != pool.generation

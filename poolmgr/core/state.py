@@ -145,6 +145,7 @@ class Pool:
     judged: Judged = Judged()
     held_until: float | None = None  # no grants before: leases may be out that nobody here knows of
     recovering: bool = False  # until all that an earlier daemon left of it has been told
+    closing: bool = False  # the daemon ends with its engines: what falls due from now on is the next one's
     host_doubt: bool = False  # its engine went with many others: the host is asked before the next start (RST-6)
     reload: Reload | None = None
     beside: Pool | None = None  # the engine of another generation, as the pool that it would be alone: one that is to

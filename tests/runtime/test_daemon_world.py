@@ -696,7 +696,7 @@ async def test_stop_engines_leaves_none_that_a_trial_or_an_edit_could_start_mean
     with pytest.raises(EnvironmentFault, match="shutting down"):
         await editing
     assert [s.pool_id for s in world.runtime.starts] == ["serves"]
-    assert state(world, "parked") is PoolState.STOPPED
+    assert state(world, "parked") is PoolState.PARKED
 
 
 async def test_what_could_not_be_put_to_rest_once_is_not_removed_later(world: World) -> None:

@@ -563,3 +563,38 @@ async def test_what_was_stopped_with_the_daemon_is_started_with_the_next_one():
     await world.clock.advance(1.0)
     assert world.pool().state is S.READY, "nobody asked for the pool to stop"
     await world.close()
+
+
+@pytest.mark.behaviour("RST-1", "RST-2", "RST-8")
+@pytest.mark.parametrize("state", [S.BACKOFF, S.PARKED])
+async def test_a_daemon_that_ends_with_its_engines_leaves_the_next_one_the_rest_of_a_wait(state):
+    first = await a_world()
+    await crash_until(first, state)
+    left = first.pool().resume_at - first.clock.now()
+    starts = len(first.runtime.starts)
+    assert await first.supervisor.close(stop_engines=True) == 0
+    await first.clock.advance(0.9 * left)
+    assert len(first.runtime.starts) == starts
+    world = await first.successor()
+    assert world.pool().state is state
+    await world.clock.advance(0.05 * left)
+    assert world.runtime.starts == []
+    await world.clock.advance(0.06 * left)
+    assert len(world.runtime.starts) == 1
+    await world.close()
+
+
+@pytest.mark.behaviour("RST-8")
+async def test_while_a_daemon_ends_with_its_engines_no_wait_ends_in_a_start():
+    first = await a_world()
+    await first.ready_pool("b")
+    other = next(e for e in first.running() if e.launch.pool_id == "b")
+    first.end(next(e for e in first.running() if e.launch.pool_id == "a"), CRASH)
+    await settled()
+    assert first.pool("a").state is S.BACKOFF
+    starts = len(first.runtime.starts)
+    closing = asyncio.ensure_future(first.supervisor.close(stop_engines=True))
+    await first.clock.advance(first.pool("a").resume_at - first.clock.now() + 1.0)
+    assert len(first.runtime.starts) == starts
+    first.end(other, ExitRecord(exit_code=0, source="shim"))
+    assert await closing == 0
