@@ -70,8 +70,9 @@ class Admin:
 
     def _try(self, op: Op, number: int) -> None:
         pools = self._world.oracle.pools
-        pools.asked(op.pool_id, op.name, op.spec, op.deadline)
-        pools.truth(op.pool_id).drain_deadline = op.deadline
+        pools.asked(op.pool_id, op.name, op.spec)
+        if op.name == "drain" and number == 1:
+            pools.drain_asked(op.pool_id, op.deadline)
         pools.truth(op.pool_id).beside_asked |= op.beside
 
         async def work(facade: Facade) -> object:

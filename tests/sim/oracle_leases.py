@@ -90,10 +90,10 @@ class LeaseOracle:
         held = Held(pool_id, lease, engine, world.kernel.boot_id, lease.expires)
         self.held[lease.lease_id] = held
         truth = self._oracle.pools.truth(pool_id)
-        if truth.drained_at is not None and call.sent > truth.drained_at and not truth.pending:
+        if truth.drained_at is not None and call.first_sent > truth.drained_at and not truth.pending:
             self._oracle.violate("DRN-1", f"pool {pool_id} drains and grants {lease.lease_id}")
         live = [h for h in self.held.values() if h.pool_id == pool_id and self._live(h, GRACE)]
-        slots = truth.slots(call.sent, self._oracle.stream.views.get(pool_id))
+        slots = truth.slots(call.first_sent, self._oracle.stream.views.get(pool_id))
         if len(live) > slots > 0 and engine is not None:
             self.doubled += 1
             self._oracle.violate(

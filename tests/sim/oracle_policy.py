@@ -28,6 +28,7 @@ class Past:
     """What one pool's engines did. `streak`: failures in a row that the daemon must know of. True times."""
 
     streak: int = 0
+    streak_at_most: int = 0
     counted: int = 0  # failures whose backoff the next start owes
     failed_at: float = -inf
     died_at: float = -inf  # the last failure that a daemon saw, which it may not have made durable yet
@@ -87,6 +88,7 @@ class PolicyOracle:
                 return
         if (spec is not None and spec.restart is RestartMode.NEVER) or self._of_no_account(process):
             return
+        self.past(pool_id).streak_at_most += 1
         daemon = self._oracle.world.daemon
         if daemon is not None and daemon.serving and not daemon.paused:
             healthy = max(0.0, now - process.started - process.script.load) if ready else 0.0
@@ -96,6 +98,8 @@ class PolicyOracle:
 
     def _of_no_account(self, process: Process) -> bool:
         """Whether this engine was on its way out, or on trial in a reload: its end is charged to nobody."""
+        if self._oracle.pools.in_doubt(process.engine_id):  # nobody watches it
+            return True
         view = self._oracle.stream.views.get(process.pool_id)
         return view is None or bool(view.reload_phase) or view.state is PoolState.DRAINING
 
@@ -164,6 +168,8 @@ class PolicyOracle:
             return
         least = min(settings.backoff_max, settings.backoff_initial * 2.0 ** min(counted - 1, 32))
         least = max(least * (1 - settings.backoff_jitter), settings.backoff_floor) - 0.01
+        if past.streak_at_most >= settings.breaker_threshold:  # it may be the trial of a breaker that opened
+            least = min(least, settings.breaker_timeout * NEARLY)
         if self._now - failed_at < least:
             self._oracle.violate(
                 "RST-1",

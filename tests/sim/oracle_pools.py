@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from poolmgr.errors import PoolmgrError
 from poolmgr.model.engine import LaunchSpec
 from poolmgr.model.pool import PoolSpec, PoolState, PoolView, RestartMode
-from poolmgr.model.settings import SupervisionSettings, override
 from tests.sim.calls import Unavailable
 from tests.sim.kernel import Process
+from tests.sim.truth import Truth
 
 if TYPE_CHECKING:
     from tests.sim.daemon import Daemon
@@ -22,48 +21,6 @@ CHANGING = frozenset({"update", "reload", "rollback", "create"})
 STARTING = frozenset({"preload", "undrain", "reset"})
 START_SLACK = 2.0  # seconds that a start may still take which was under way when a stop was answered
 STOP_SLACK = 12.0
-
-
-@dataclass
-class Truth:
-    """What is known of one pool from what its administrator asked for and was told.
-
-    `exists`, `want`: None where an answer is missing, so that either may hold. `specs`: by generation, as asked.
-    """
-
-    pool_id: str
-    exists: bool | None = False
-    want: str | None = "stop"
-    wanted_since: float = 0.0
-    spec: PoolSpec | None = None
-    maybe_specs: list[PoolSpec] = field(default_factory=list)
-    earlier: list[tuple[float, PoolSpec]] = field(default_factory=list)  # (until when it may have been in force, spec)
-    acked_generation: int = 0
-    pending: int = 0
-    last_ending: float = -1e9
-    last_change: float = -1e9
-    last_start: float = -1e9
-    before: tuple[bool | None, str | None] = (None, None)
-    drained_at: float | None = None
-    drain_deadline: float = 0.0
-    ended_by_itself: bool = False
-    beside_asked: bool = False
-    doubted: bool = False
-
-    def asked_since(self, when: float) -> bool:
-        """Whether something was asked for that had no answer by then."""
-        return self.pending > 0 or max(self.last_ending, self.last_change, self.last_start) >= when - 1.0
-
-    def settings(self) -> SupervisionSettings:
-        spec = self.spec or (self.maybe_specs[-1] if self.maybe_specs else None)
-        return override(SupervisionSettings(), spec.supervision) if spec else SupervisionSettings()
-
-    def slots(self, since: float, published: PoolView | None) -> int:
-        """The most that may be leased at once, of all specs that may have been in force at some time since then."""
-        specs = [*self.maybe_specs, *(s for until, s in self.earlier if until >= since)]
-        specs += [self.spec] if self.spec else []
-        specs += [published.spec] if published else []
-        return max((s.slots for s in specs), default=0)
 
 
 class PoolOracle:
@@ -83,7 +40,7 @@ class PoolOracle:
 
     # What the administrator asks and is told.
 
-    def asked(self, pool_id: str, op: str, spec: PoolSpec | None, deadline: float) -> None:
+    def asked(self, pool_id: str, op: str, spec: PoolSpec | None) -> None:
         truth = self.truth(pool_id)
         if not truth.pending:
             truth.before = (truth.exists, truth.want)
@@ -93,6 +50,12 @@ class PoolOracle:
             self._oracle.policy.forgiven(pool_id)
         if op == "preload":
             self._oracle.policy.asked_to_start(pool_id)
+
+    def drain_asked(self, pool_id: str, deadline: float) -> None:
+        """For the first time: what is asked again because no answer came keeps the first one's deadline."""
+        truth = self.truth(pool_id)
+        ends = self._now + deadline
+        truth.drain_ends = ends if truth.drained_at is None else min(truth.drain_ends, ends)
 
     def _expect(self, truth: Truth, op: str, spec: PoolSpec | None) -> None:
         if op in ENDING:
@@ -123,7 +86,7 @@ class PoolOracle:
         if spec is not None:
             self._has_spec(truth, view, spec)
         if op == "create":
-            truth.want = "run" if spec is not None and spec.preload else "stop"
+            self._made(truth, spec)
         elif op in ("preload", "undrain"):
             truth.want, truth.ended_by_itself = "run", False
         elif op in ("stop", "drain"):
@@ -132,6 +95,12 @@ class PoolOracle:
         elif op == "delete":
             self.deleted.add(truth.pool_id)
             self._truths[truth.pool_id] = Truth(truth.pool_id, want="stop", wanted_since=self._now)
+
+    @staticmethod
+    def _made(truth: Truth, spec: PoolSpec | None) -> None:
+        """To make what is there already changes nothing, and starts nothing."""
+        preloaded = "run" if spec is not None and spec.preload else "stop"
+        truth.want = preloaded if truth.before[0] is False else None
 
     def _has_spec(self, truth: Truth, view: PoolView | None, spec: PoolSpec) -> None:
         if truth.spec is not None:
@@ -258,7 +227,7 @@ class PoolOracle:
             return None
         if self._oracle.world.stopping_engines:  # the daemon ends, and was asked to take its engines along
             return None
-        if self._now >= truth.drained_at + truth.drain_deadline - 0.1:
+        if self._now >= truth.drain_ends - 0.1:
             return None
         holders = self._oracle.leases.live_on(main)
         return ("DRN-1", f"{holders} leases live, the drain has time left") if holders else None
@@ -301,6 +270,9 @@ class PoolOracle:
         self._doubtful = set() if at_start else self._doubtful - {one.engine_id for one in found}
         self._doubtful |= {one.engine_id for one in found if one.state.value == "IN_DOUBT"}
 
+    def in_doubt(self, engine_id: str) -> bool:
+        return engine_id in self._doubtful
+
     def doubted_pool(self, pool_id: str) -> bool:
         return pool_id in self._doubted_pools()
 
@@ -308,6 +280,7 @@ class PoolOracle:
         for pool_id, truth in self._truths.items():
             self.lost[pool_id] = self._now
             truth.exists = truth.want = truth.drained_at = None
+            truth.before = (None, None)
 
     def engines_stopped(self) -> None:
         """The daemon was asked to end with its engines: whether the next one starts them again is not ruled."""
@@ -338,7 +311,7 @@ class PoolOracle:
     def _check_state(self, truth: Truth, view: PoolView) -> None:
         state, why = view.state, ""
         if state in (PoolState.PROVISIONING, PoolState.STARTING, PoolState.STOPPING, PoolState.DRAINING):
-            why = "is still on its way"
+            why = "" if self._loads(truth) else "is still on its way"
         elif state in (PoolState.PARKED, PoolState.BACKOFF) and view.last_error is None:
             why = "says no reason"
         elif state is PoolState.UNKNOWN and not self._doubt_excused(truth, view):
@@ -350,10 +323,18 @@ class PoolOracle:
         if why:
             self._oracle.violate("PRE-8", f"pool {truth.pool_id} is {state} ({view.state_reason}): {why}")
 
+    def _loads(self, truth: Truth) -> bool:
+        """Whether an engine of it loads, for less than it may: three times as long where it gets on (PRE-3)."""
+        now, limit = self._now, truth.settings().start_timeout
+        engines = [p for p in self._oracle.world.kernel.engines() if p.pool_id == truth.pool_id]
+        return any(not p.was_ready(now) and now - p.started < limit * (3 if p.script.progress else 1) for p in engines)
+
     def _doubt_excused(self, truth: Truth, view: PoolView) -> bool:
         """A record is damaged, a look was made to fail, or the database was lost with both engines of a reload."""
+        dirs = self._oracle.world.disk.engine_dirs
+        doubted = [dirs[i].launch for i in self._doubtful if i in dirs]  # as it was when the daemon looked last
         return (
-            self.doubted_pool(truth.pool_id)
+            any(launch is not None and launch.pool_id == truth.pool_id for launch in doubted)
             or "injected" in view.state_reason
             or "runtime.attach" in self._oracle.world.faults_hit
             or (truth.pool_id in self.lost and view.state_reason.count(": alive") > 1)

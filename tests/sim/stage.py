@@ -186,6 +186,7 @@ class Stage:
         world.scripts = dict.fromkeys(world.scripts, _well)
         for one in (*self.holders, *self.strangers):
             one.stop() if isinstance(one, Holder) else setattr(one, "stopped", True)
+        world.resume_daemon()
         daemon = world.daemon
         if daemon is not None and hasattr(daemon, "store") and daemon.store._handle_dead and not daemon.ending:
             world.kill_daemon("its store is dead")

@@ -201,6 +201,10 @@ class World:
             daemon.paused = True
             self.timeline.after(seconds, self._resume, daemon)
 
+    def resume_daemon(self) -> None:
+        if self.daemon is not None and self.daemon.paused:
+            self._resume(self.daemon)
+
     def _resume(self, daemon: Daemon) -> None:
         daemon.paused = False
         self.trace("resume")
