@@ -101,6 +101,7 @@ class Supervision(Section):
     health_check_jitter_ratio: Ratio = 0.1
     loop_lag_limit_ms: Milliseconds = 1000
     readiness_interval_ms: Milliseconds = 500
+    parallel_starts: Count = 2
     start_timeout_secs: Seconds = 120.0
     start_extension_factor: Annotated[float, Field(ge=1, le=100)] = 3.0
     stall_timeout_secs: Seconds = 60.0
@@ -148,6 +149,7 @@ class Supervision(Section):
             health_jitter=self.health_check_jitter_ratio,
             loop_lag_limit=self.loop_lag_limit_ms / 1000,
             readiness_interval=self.readiness_interval_ms / 1000,
+            parallel_starts=self.parallel_starts,
             start_timeout=self.start_timeout_secs,
             start_extension_factor=self.start_extension_factor,
             stall_timeout=self.stall_timeout_secs,

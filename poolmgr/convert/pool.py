@@ -240,7 +240,12 @@ def _error_to_proto(error: PoolError) -> pb.Pool.Error:
 def _progress_to_proto(view: PoolView) -> pb.Pool.Progress | None:
     if not view.progress_phase:
         return None
-    return pb.Pool.Progress(phase=view.progress_phase, bytes_done=view.progress_bytes, message=view.progress_message)
+    return pb.Pool.Progress(
+        phase=view.progress_phase,
+        bytes_done=view.progress_bytes,
+        message=view.progress_message,
+        queue_position=view.queue_position,
+    )
 
 
 def _check_texts(message: Message, field: str) -> None:

@@ -8,8 +8,19 @@ from poolmgr.core import restart
 from poolmgr.core.effects import NoteName, RunProbe
 from poolmgr.core.ending import exited, fail, found, gone, refused
 from poolmgr.core.lifecycle import Trigger
-from poolmgr.core.messages import Adopted, Cleared, Exited, Found, InDoubt, Probed, Spawned, StartRefused, TreeEmpty
-from poolmgr.core.starting import slot_limit, spawned
+from poolmgr.core.messages import (
+    Adopted,
+    Cleared,
+    Exited,
+    Found,
+    InDoubt,
+    Probed,
+    Queued,
+    Spawned,
+    StartRefused,
+    TreeEmpty,
+)
+from poolmgr.core.starting import queued, slot_limit, spawned
 from poolmgr.core.state import EngineRun, Home, Pool, ProbeTimer, Turn
 from poolmgr.errors import Reason
 from poolmgr.model.engine import CrashCause, ProbeOutcome, Usage
@@ -21,12 +32,14 @@ PROGRESS_LOG_BYTES = 512
 PROGRESS_READ_BYTES = 64 * 1024
 PROGRESS_RSS_BYTES = 256 * 1024
 
-Fact = Spawned | StartRefused | Adopted | InDoubt | Found | Cleared | Probed | Exited | TreeEmpty
+Fact = Queued | Spawned | StartRefused | Adopted | InDoubt | Found | Cleared | Probed | Exited | TreeEmpty
 
 
 def observe(turn: Turn, fact: Fact) -> None:  # noqa: C901 - flat match
     """Applies what happened. A fact about an engine or a probe that is not the current one changes nothing."""
     match fact:
+        case Queued(_, position, reason):
+            queued(turn, position, reason)
         case Spawned() | Adopted():
             spawned(turn, fact)
         case StartRefused():

@@ -138,6 +138,15 @@ class Spawned:
 
 
 @dataclass(frozen=True, slots=True)
+class Queued:
+    """The start of `generation` waits for its permit (PRE-7), at this place from 1; at 0 it has it."""
+
+    generation: int
+    position: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StartRefused:
     """A gate was closed or the spawn failed; no process exists. `permanent`: no retry before the spec changes."""
 
@@ -274,6 +283,6 @@ class Tick:
 Event = (
     Preload | Drain | Undrain | Stop | Delete | ResetBreaker | ChangeSpec | Acquire | Renew | Release | ForgetWaiter
     | Register | Heartbeat
-    | Spawned | StartRefused | Adopted | AdoptedBeside | InDoubt | Found | Cleared | LeasesKept | Recovered
+    | Queued | Spawned | StartRefused | Adopted | AdoptedBeside | InDoubt | Found | Cleared | LeasesKept | Recovered
     | Probed | Verified | Committed | Exited | TreeEmpty | HostFault | Tick
 )  # fmt: skip

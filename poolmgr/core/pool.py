@@ -32,6 +32,7 @@ from poolmgr.core.messages import (
     Moment,
     Preload,
     Probed,
+    Queued,
     Recovered,
     Register,
     Release,
@@ -124,7 +125,7 @@ def _beside(turn: Turn, event: Event) -> bool:
     if beside is None:
         return False
     match event:
-        case Spawned() | StartRefused():
+        case Queued() | Spawned() | StartRefused():
             theirs = event.generation == beside.generation
         case Probed() | Exited() | TreeEmpty():
             theirs = owner(pool, event.engine_id) is beside

@@ -63,6 +63,11 @@ def rest(turn: Turn) -> None:
         turn.do(Rest(turn.pool.home.engine_id))
 
 
+def queued(turn: Turn, position: int, reason: str) -> None:
+    if turn.pool.state is PoolState.PROVISIONING:
+        turn.set(queued=position, reason=reason or turn.pool.reason)
+
+
 def spawned(turn: Turn, fact: Spawned | Adopted) -> None:
     pool, now = turn.pool, turn.at.now
     adopted = isinstance(fact, Adopted)
@@ -78,6 +83,7 @@ def spawned(turn: Turn, fact: Spawned | Adopted) -> None:
         engine=run,
         home=replace(home, engine_id=fact.engine_id, slots=fact.slots or home.slots, fresh_port=False),
         host_doubt=False,
+        queued=0,
         judged=Judged() if pool.judged.pid == fact.pid and pool.judged.ticks == fact.ticks else pool.judged,
     )
     if pool.state is PoolState.STOPPING:  # stopped while the start was under way

@@ -138,6 +138,7 @@ class Pool:
     deleting: bool = False
     forgotten: bool = False
     restart_count: int = 0
+    queued: int = 0  # the place of its start in the queue for permits, from 1
     probes: int = 0  # sent so far, over all runs: an answer of an earlier run is never taken for this one's
     last_error: PoolError | None = None
     wanted: bool = False  # an engine; what an operator or a spec asked for last

@@ -56,6 +56,7 @@ class Fingerprint(NamedTuple):
     held: bool
     reload_phase: str
     reload_generation: int
+    queued: int = 0  # place in the queue of starts, from 1
     total: int = 0  # slots of an engine that registered itself; `slots` is what may be leased of them now
 
 
@@ -77,6 +78,7 @@ def fingerprint(pool: Pool) -> Fingerprint:
         pool.held_until is not None,
         reload.phase.value if reload else "",
         reload.generation if reload else 0,
+        seen.queued if seen.state is PoolState.PROVISIONING else 0,
     )  # fmt: skip
 
 
@@ -103,7 +105,7 @@ def _of_registered(pool: Pool, run: RegisteredRun) -> Fingerprint:
         pool.held_until is not None,
         "",
         0,
-        pool.spec.slots,
+        total=pool.spec.slots,
     )  # fmt: skip
 
 
@@ -170,6 +172,7 @@ def view(of: Fingerprint, revision: int, wall_offset: float) -> PoolView:
         memory_bytes=run.ready_usage.rss_bytes if run.ready_usage else None,
         reload_phase=of.reload_phase,
         reload_generation=of.reload_generation,
+        queue_position=of.queued,
     )
 
 

@@ -242,3 +242,4 @@ class PoolView:
     memory_bytes: int | None
     reload_phase: str = ""
     reload_generation: int = 0
+    queue_position: int = 0  # of its start, from 1; 0 when it does not queue

@@ -20,6 +20,7 @@ class SupervisionSettings:
     health_check_timeout: float = 3.0
     health_check_failures: int = 3
     readiness_interval: float = 0.5
+    parallel_starts: int = 2  # of engines that have not been READY before, on this host (PRE-7)
     start_timeout: float = 120.0
     start_extension_factor: float = 3.0
     stall_timeout: float = 60.0

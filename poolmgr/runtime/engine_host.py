@@ -22,18 +22,29 @@ from poolmgr.core.messages import (
     Event,
     Exited,
     Probed,
+    Queued,
     Spawned,
     StartRefused,
     TreeEmpty,
     Verified,
 )
+from poolmgr.core.permits import Ask, Place
 from poolmgr.core.starting import engine_arguments
 from poolmgr.core.state import owner, spec_of, version
 from poolmgr.errors import ClientError, EnvironmentFault, InternalError, Reason
 from poolmgr.model.engine import EngineFacts, ExitRecord, LaunchSpec, ProbeOutcome, RecoveredEngine
-from poolmgr.model.pool import LOG_TAIL_CHARACTERS, LOG_TAIL_LINES, EngineName, PoolRecord, PoolSpec, ProbeKind
+from poolmgr.model.pool import (
+    LOG_TAIL_CHARACTERS,
+    LOG_TAIL_LINES,
+    EngineName,
+    PoolRecord,
+    PoolSpec,
+    PoolState,
+    ProbeKind,
+)
 from poolmgr.ports import Clock, EngineKind, Ports, Probe, Rng, Runtime, Workers
 from poolmgr.runtime.keyed import KeyedLocks
+from poolmgr.runtime.permits import StartPermits
 from poolmgr.runtime.pool_actor import PoolActor
 from poolmgr.runtime.tasks import Tasks
 
@@ -41,6 +52,10 @@ from poolmgr.runtime.tasks import Tasks
 PERMANENT_ERRNO = frozenset({errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.E2BIG})
 
 Undo = Callable[[str], Awaitable[None]]  # of Runtime: rest or remove
+
+# A start that failed is over once nothing of it is left: until then it holds what the next one would size itself by.
+ON_THE_WAY = (PoolState.PROVISIONING, PoolState.STARTING, PoolState.STOPPING)
+PERMIT_SECONDS = 7200.0  # no start takes longer than that
 
 NO_COMMAND_LINE: tuple[str, ...] = ()  # of an engine that was found running and could not be started now
 
@@ -164,13 +179,16 @@ def record_of(actor: PoolActor, spec: PoolSpec, generation: int) -> PoolRecord:
 class EngineHost:
     """All engines of the daemon. What is done to one engine is done in the order in which it was asked for."""
 
-    def __init__(self, outside: Outside, clock: Clock, spawn: Tasks, warnings: deque[str]) -> None:
+    def __init__(
+        self, outside: Outside, clock: Clock, spawn: Tasks, warnings: deque[str], parallel_starts: int
+    ) -> None:
         self._outside = outside
         self._warnings = warnings
         self._clock = clock
         self._spawn = spawn
         self._launches: dict[str, LaunchSpec] = {}
         self._order = KeyedLocks()
+        self._permits = StartPermits(parallel_starts)
         self._leaving: dict[str, set[asyncio.Task[None]]] = {}
         self._leftover: dict[str, dict[str, Undo]] = {}
 
@@ -300,6 +318,27 @@ class EngineHost:
         await self._outside.workers.run(self._outside.kinds[spec.engine].check, spec)
 
     async def _start(self, actor: PoolActor, effect: Start, engine_id: str, spec: PoolSpec) -> None:
+        """Holds the start's permit until it has succeeded or failed (PRE-7)."""
+        generation = effect.generation
+        far = self._clock.now() + PERMIT_SECONDS
+        ask = Ask(engine_id, actor.pool.pool_id, first=not effect.proven)
+
+        def told(place: Place) -> None:
+            actor.tell(Queued(generation, place.position, place.reason))
+
+        def withdrawn() -> Awaitable[None]:
+            return actor.until(lambda pool: version(pool, generation).state is not PoolState.PROVISIONING, far)
+
+        async with self._permits.hold(ask, told, withdrawn) as granted:
+            if not granted:
+                self._refused(
+                    actor, effect, engine_id, StartRefused("", "asked to end while it waited", False, generation)
+                )
+                return
+            await self._start_now(actor, effect, engine_id, spec)
+            await actor.until(lambda pool: version(pool, generation).state not in ON_THE_WAY, far)
+
+    async def _start_now(self, actor: PoolActor, effect: Start, engine_id: str, spec: PoolSpec) -> None:
         generation = effect.generation
         async with self._order.hold(engine_id):
             try:
@@ -320,9 +359,12 @@ class EngineHost:
                 )
                 return
             self._release_port(engine_id)
+        self._refused(actor, effect, engine_id, refused)
+
+    def _refused(self, actor: PoolActor, effect: Start, engine_id: str, fact: StartRefused) -> None:
         if not effect.engine_id:
             self._leave(actor, engine_id, self._outside.runtime.remove)
-        actor.tell(refused)
+        actor.tell(fact)
 
     async def _launch(self, actor: PoolActor, effect: Start, engine_id: str, spec: PoolSpec) -> LaunchSpec:
         """What to start: what was started last in this place, if that has been READY; else anew through the gates."""

@@ -54,7 +54,7 @@ class Supervisor:
         self.bus = bus
         self._spawn = spawn
         self.warnings: deque[str] = deque(maxlen=MAX_WARNINGS)
-        self.engines = EngineHost(outside, clock, spawn, self.warnings)
+        self.engines = EngineHost(outside, clock, spawn, self.warnings, settings.supervision.parallel_starts)
         self._registered = RegisteredHost(outside, spawn)
         self.counters = HostCounters(range(0), settings.supervision, self._reserve_fences)
         self.recording = Recording(store, self.counters)
