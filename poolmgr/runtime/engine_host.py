@@ -11,7 +11,7 @@ import errno
 import hashlib
 import json
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,13 +19,11 @@ from poolmgr.core.effects import Discard, Effect, KillTree, Rest, RunProbe, Star
 from poolmgr.core.messages import (
     Adopted,
     AdoptedBeside,
-    Event,
     Exited,
     Probed,
     Queued,
     Spawned,
     StartRefused,
-    TreeEmpty,
     Verified,
 )
 from poolmgr.core.permits import Ask, Place
@@ -34,8 +32,6 @@ from poolmgr.core.state import owner, spec_of, version
 from poolmgr.errors import ClientError, EnvironmentFault, InternalError, Reason
 from poolmgr.model.engine import EngineFacts, ExitRecord, LaunchSpec, ProbeOutcome, RecoveredEngine
 from poolmgr.model.pool import (
-    LOG_TAIL_CHARACTERS,
-    LOG_TAIL_LINES,
     EngineName,
     PoolRecord,
     PoolSpec,
@@ -43,6 +39,7 @@ from poolmgr.model.pool import (
     ProbeKind,
 )
 from poolmgr.ports import Clock, EngineKind, Ports, Probe, Rng, Runtime, Workers
+from poolmgr.runtime.engine_link import EngineLink, Wake, answer, told
 from poolmgr.runtime.keyed import KeyedLocks
 from poolmgr.runtime.permits import StartPermits
 from poolmgr.runtime.pool_actor import PoolActor
@@ -72,41 +69,6 @@ class Outside:
     rng: Rng
 
 
-class EngineLink:
-    """Carries what a runtime tells about one engine to the pool that it belongs to."""
-
-    def __init__(self, actor: PoolActor, engine_id: str, kind: EngineKind, runtime: Runtime) -> None:
-        self._actor = actor
-        self._engine_id = engine_id
-        self._kind = kind
-        self._runtime = runtime
-        self._held: list[Event] | None = []
-
-    def begin(self, fact: Spawned | Adopted | AdoptedBeside) -> None:
-        """Tells that the engine runs, then what was heard before: one can die before its start has been reported."""
-        held, self._held = self._held or [], None
-        for event in (fact, *held):
-            self._actor.tell(event)
-
-    def exited(self, record: ExitRecord) -> None:
-        self._tell(told(self._engine_id, record, self._kind, self._runtime))
-
-    def tree_empty(self) -> None:
-        self._tell(TreeEmpty(self._engine_id))
-
-    def _tell(self, event: Event) -> None:
-        if self._held is None:
-            self._actor.tell(event)
-        else:
-            self._held.append(event)
-
-
-def told(engine_id: str, record: ExitRecord, kind: EngineKind, runtime: Runtime) -> Exited:
-    """The end of an engine with what its log says of it."""
-    tail = runtime.log_tail(engine_id, LOG_TAIL_LINES)
-    return Exited(engine_id, record, shortened(tail), kind.diagnose(record, tail))
-
-
 def mark_of(spec: PoolSpec) -> str:
     """Equal for two specs that an engine cannot tell apart: a digest, for an environment may hold what is not shown.
 
@@ -130,36 +92,6 @@ def _still_serves(before: LaunchSpec, now: LaunchSpec) -> bool:
     if not before.mark:
         return before.generation == now.generation
     return before.mark == now.mark and now.slots <= before.slots
-
-
-def shortened(lines: Sequence[str]) -> tuple[str, ...]:
-    """The last of `lines` that fit into LOG_TAIL_CHARACTERS; a line that is longer alone is cut."""
-    kept: list[str] = []
-    room = LOG_TAIL_CHARACTERS
-    for line in reversed(lines):
-        if room <= 0:
-            break
-        kept.append(line[:room])
-        room -= len(line) + 1
-    return tuple(reversed(kept))
-
-
-class _Wake:
-    """A listener that only waits for the end."""
-
-    def __init__(self, empty: asyncio.Future[bool]) -> None:
-        self._empty = empty
-
-    def exited(self, record: ExitRecord) -> None:
-        """Known before."""
-
-    def tree_empty(self) -> None:
-        _answer(self._empty, True)
-
-
-def _answer(future: asyncio.Future[bool], value: bool) -> None:
-    if not future.done():
-        future.set_result(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,9 +192,9 @@ class EngineHost:
     async def end_survivors(self, engine_id: str, seconds: float) -> bool:
         """Kills what a dead engine of an earlier daemon left running; whether nothing was left within `seconds`."""
         empty: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._outside.runtime.attach(engine_id, _Wake(empty))
+        self._outside.runtime.attach(engine_id, Wake(empty))
         self._outside.runtime.kill_tree(engine_id)
-        timer = self._clock.call_at(self._clock.now() + seconds, lambda: _answer(empty, False))
+        timer = self._clock.call_at(self._clock.now() + seconds, lambda: answer(empty, False))
         try:
             return await empty
         finally:

@@ -1,0 +1,77 @@
+"""What a runtime tells about an engine, on its way to the pool that the engine belongs to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from poolmgr.core.messages import Adopted, AdoptedBeside, Event, Exited, Spawned, TreeEmpty
+from poolmgr.model.engine import ExitRecord
+from poolmgr.model.pool import LOG_TAIL_CHARACTERS, LOG_TAIL_LINES
+from poolmgr.ports import EngineKind, Runtime
+from poolmgr.runtime.pool_actor import PoolActor
+
+
+class EngineLink:
+    """Carries what a runtime tells about one engine to the pool that it belongs to."""
+
+    def __init__(self, actor: PoolActor, engine_id: str, kind: EngineKind, runtime: Runtime) -> None:
+        self._actor = actor
+        self._engine_id = engine_id
+        self._kind = kind
+        self._runtime = runtime
+        self._held: list[Event] | None = []
+
+    def begin(self, fact: Spawned | Adopted | AdoptedBeside) -> None:
+        """Tells that the engine runs, then what was heard before: one can die before its start has been reported."""
+        held, self._held = self._held or [], None
+        for event in (fact, *held):
+            self._actor.tell(event)
+
+    def exited(self, record: ExitRecord) -> None:
+        self._tell(told(self._engine_id, record, self._kind, self._runtime))
+
+    def tree_empty(self) -> None:
+        self._tell(TreeEmpty(self._engine_id))
+
+    def _tell(self, event: Event) -> None:
+        if self._held is None:
+            self._actor.tell(event)
+        else:
+            self._held.append(event)
+
+
+def told(engine_id: str, record: ExitRecord, kind: EngineKind, runtime: Runtime) -> Exited:
+    """The end of an engine with what its log says of it."""
+    tail = runtime.log_tail(engine_id, LOG_TAIL_LINES)
+    return Exited(engine_id, record, shortened(tail), kind.diagnose(record, tail))
+
+
+def shortened(lines: Sequence[str]) -> tuple[str, ...]:
+    """The last of `lines` that fit into LOG_TAIL_CHARACTERS; a line that is longer alone is cut."""
+    kept: list[str] = []
+    room = LOG_TAIL_CHARACTERS
+    for line in reversed(lines):
+        if room <= 0:
+            break
+        kept.append(line[:room])
+        room -= len(line) + 1
+    return tuple(reversed(kept))
+
+
+class Wake:
+    """A listener that only waits for the end."""
+
+    def __init__(self, empty: asyncio.Future[bool]) -> None:
+        self._empty = empty
+
+    def exited(self, record: ExitRecord) -> None:
+        """Known before."""
+
+    def tree_empty(self) -> None:
+        answer(self._empty, True)
+
+
+def answer(future: asyncio.Future[bool], value: bool) -> None:
+    if not future.done():
+        future.set_result(value)
