@@ -11,6 +11,8 @@ from poolmgr.errors import PoolmgrError
 
 # gRPC writes lines of its own to stderr; what matters of them reaches us as an error, and the log is JSON.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+# Its event engine hands each read from thread to thread; without it a call costs some 25 us less (1.85.1).
+os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 
 
 def main() -> int:

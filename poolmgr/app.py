@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+import uvloop
 from poolmgr_ext.sockdiag import listener_inodes
 
 from poolmgr import __version__
@@ -231,6 +232,7 @@ def run(command_line: CommandLine) -> int:
         )
 
     try:
-        return asyncio.run(serve(command_line, loaded, announce))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(serve(command_line, loaded, announce))
     finally:
         writer.close(LOG_FLUSH_SECONDS)

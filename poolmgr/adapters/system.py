@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import secrets
 import threading
@@ -30,9 +31,10 @@ class SystemClock:
         return time.time()
 
     def call_at(self, when: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
-        # The loop's timers run on CLOCK_MONOTONIC, which stands still in suspend: a timer can be late by that, not
-        # early, and whoever is called looks at `now` again.
-        return asyncio.get_running_loop().call_later(max(0.0, when - self.now()), callback)
+        # The loop's timers run on CLOCK_MONOTONIC, which stands still in suspend: a timer can be late by that. uvloop
+        # counts in whole milliseconds from the last whole one: rounded up, and one more, it is never early.
+        delay = when - self.now()
+        return asyncio.get_running_loop().call_later(math.ceil(delay * 1000 + 1) / 1000 if delay > 0 else 0.0, callback)
 
 
 class SystemRng:

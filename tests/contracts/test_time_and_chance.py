@@ -6,8 +6,10 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
+import uvloop
 
 from poolmgr.adapters.system import SystemClock, SystemRng, ThreadWorkers
 from poolmgr.ports import Clock, Rng, Workers
@@ -51,8 +53,30 @@ async def test_a_timer_fires_in_order_and_never_early(timed: TimedClock) -> None
     timed.clock.call_at(start + 0.02, lambda: fired.append(("soon", timed.clock.now())))
     await timed.pass_time(0.06)
     assert [name for name, _ in fired] == ["soon", "late"]
-    assert fired[0][1] >= start + 0.02 - 0.001
-    assert fired[1][1] >= start + 0.04 - 0.001
+    assert fired[0][1] >= start + 0.02
+    assert fired[1][1] >= start + 0.04
+
+
+def test_no_timer_is_early_on_the_daemons_loop_which_counts_in_milliseconds() -> None:
+    clock, early = SystemClock(), []
+
+    async def wait() -> None:
+        done = asyncio.get_running_loop().create_future()
+
+        def fired(when: float, last: bool) -> None:
+            early.append(when - clock.now())
+            if last:
+                done.set_result(None)
+
+        begin = clock.now()
+        for i in range(100):  # at all fractions of a millisecond
+            clock.call_at(begin + 0.0203 + i * 0.00037, partial(fired, begin + 0.0203 + i * 0.00037, i == 99))
+        await done
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(wait())
+    assert len(early) == 100
+    assert max(early) <= 0.0
 
 
 async def test_a_cancelled_timer_does_not_fire(timed: TimedClock) -> None:
