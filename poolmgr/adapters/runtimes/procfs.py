@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import struct
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,17 +23,45 @@ _PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO.size << 16 | 0xFF << 8 | 11
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
+# Fields of /proc/<pid>/stat, as proc_pid_stat(5) numbers them, and PF_KTHREAD of <linux/sched.h>.
+_FLAGS, _ENV_START = 9, 50
+_KERNEL_THREAD = 0x00200000
+EXEC_LOOKS, EXEC_LOOK_SECONDS = 200, 0.001
+
 
 def carries_engine_id(pid: int, engine_id: str) -> bool | None:
     """Whether the environment that the process was given names the engine; None: no such process or not ours to see.
 
     Raises OSError for what says nothing of the process, as EMFILE: taken for an answer it would hide one that lives.
     """
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+    environment = _environment(pid)
+    if environment is None:
         return None
     return f"{wire.ENGINE_ID_VARIABLE}={engine_id}".encode() in environment.split(b"\0")
+
+
+def _environment(pid: int) -> bytes | None:
+    """None: no such process or not ours to see. Raises OSError.
+
+    An exec that has begun, and has closed what tells of its success, shows no environment until the kernel has laid it
+    out: microseconds, and milliseconds on a busy host. Such a process would look like somebody else's.
+    """
+    for _ in range(EXEC_LOOKS):
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            return None
+        if environment or not _in_exec(pid):
+            return environment
+        time.sleep(EXEC_LOOK_SECONDS)
+    return b""
+
+
+def _in_exec(pid: int) -> bool:
+    flags, begins = proc.stat_field(pid, _FLAGS), proc.stat_field(pid, _ENV_START)
+    if flags is None or begins is None or proc.stat_field(pid, proc.STATE) in ("Z", "X"):
+        return False
+    return int(begins) == 0 and not int(flags) & _KERNEL_THREAD
 
 
 def marked_pids(engine_id: str) -> list[int]:
@@ -42,11 +71,7 @@ def marked_pids(engine_id: str) -> list[int]:
 
 def marks_of(pid: int) -> Mapping[str, str]:
     """What the environment that the process was given says of its engine (`wire.MARKS`); empty where it is not ours."""
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return {}
-    pairs = (item.decode(errors="replace").partition("=") for item in environment.split(b"\0"))
+    pairs = (item.decode(errors="replace").partition("=") for item in (_environment(pid) or b"").split(b"\0"))
     return {name: value for name, _, value in pairs if name in wire.MARKS}
 
 
