@@ -254,7 +254,7 @@ def test_a_start_says_what_its_last_probe_said_and_keeps_it_when_the_next_says_n
 @pytest.mark.behaviour("PRE-3")
 @pytest.mark.parametrize(("measure", "least"), [("log_bytes", 512), ("read_bytes", 65_536), ("rss_bytes", 262_144)])
 def test_a_load_counts_as_progress_from_a_growth_on_that_no_mere_probe_causes(measure, least):
-    for grown, progressed in ((least - 1, False), (least, True)):
+    for grown, progressed in ((least - 1, False), (least, True), (least + 1, True)):
         driver = in_state(S.STARTING)
         driver.usage = Usage(log_bytes=0, read_bytes=1, rss_bytes=1)
         driver.answer(LOADING)

@@ -1,7 +1,8 @@
 """``python -m tests.mutants``: puts small faults into `poolmgr/core`, one by one, and sees whether its tests notice.
 
 Survivors are listed with file, line and what was changed; the last line is one JSON object. The exit status is 1 when
-fewer than 85 % are killed. A time-out is no kill.
+fewer than 85 % are killed. A time-out is no kill. What no test could tell apart, and what even an import would, is not
+tried: how many those are is printed first, by reason (`tests.mutants.mutations`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.mutants.campaign import Trial, trials
-from tests.mutants.mutations import sample
+from tests.mutants.mutations import left_out, sample
 from tests.mutants.trials import Tier, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -80,6 +81,8 @@ def main(arguments: list[str]) -> int:
     files = [f"{CORE}/{name}" for name in options.file] or core_files(ROOT)
     chosen = sample(ROOT, files, options.count, seed)
     tiers = [TIERS[name] for name in options.tiers]
+    for why, number in sorted(left_out(ROOT, files).items()):
+        print(f"left out: {number} ({why})", flush=True)
     started, done = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="poolmgr-mutants-") as directory:
         for trial in trials(ROOT, chosen, tiers, options.jobs, Path(directory)):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.mutants import __main__ as command
 from tests.mutants.campaign import Trial, trials
-from tests.mutants.mutations import Mutation, difference, mutated, mutations, sample
+from tests.mutants.mutations import LEFT_OUT, Mutation, difference, left_out, mutated, mutations, sample
 from tests.mutants.trials import Tier, TrialError, Verdict, preload
 
 CODE = "limit.py"
@@ -64,6 +64,46 @@ def test_every_mutation_is_a_change_of_its_own_line_that_is_still_python():
 def test_types_that_nothing_evaluates_are_left_alone():
     assert all((m.line, m.column) >= (6, 40) for m in mutations(CODE, SOURCE) if "BinaryOperator" in m.operator)
     assert not mutations(CODE, "def f(a: int | None) -> int | None:\n    b: int | None = a\n    return b\n")
+
+
+LEAVES_OUT = {
+    "@dataclass(frozen=True, slots=True)\nclass A:\n    pass\n": ("slots of a frozen dataclass", "slots=False"),
+    "def f(a):\n    return a is S.READY\n": ("is or == with an enum's member", "a == S.READY"),
+    "def f(a):\n    return a is not S.READY\n": ("is or == with an enum's member", "a != S.READY"),
+    "Both = One | Other\n": ("a union of types, which fails at the import", "One + Other"),
+    "match a:\n    case One() | Other():\n        pass\n": (
+        "alternatives of a pattern, which have no other operator",
+        "One() + Other()",
+    ),
+    "def f(a: One | Other): ...\n": ("a type that nothing evaluates", "One + Other"),
+}
+
+
+@pytest.mark.parametrize("source", LEAVES_OUT)
+def test_what_cannot_be_told_is_left_out_and_counted_by_its_reason(tmp_path, source):
+    why, text = LEAVES_OUT[source]
+    (tmp_path / CODE).write_text(source)
+    counted = left_out(tmp_path, [CODE])
+    assert counted.keys() == {why} and counted[why] >= 1
+    assert not [m for m in mutations(CODE, source) if text in mutated(m, source)]
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("@dataclass(frozen=True, slots=True)\nclass A:\n    pass\n", "frozen=False"),
+        ("@dataclass(slots=True)\nclass A:\n    pass\n", "slots=False"),
+        ("@dataclass(frozen=True)\nclass A:\n    b: bool = True\n", "b: bool = False"),
+        ("def f(a):\n    return a is S.READY\n", "a is not S.READY"),
+        ("def f(a):\n    return a == S.READY\n", "a != S.READY"),
+        ("def f(a, b):\n    return a is b\n", "a == b"),
+        ("def f(a):\n    return a is a.b\n", "a == a.b"),
+        ("BOTH = one | other\n", "one & other"),
+        ("def f(one, other):\n    return one | other\n", "one + other"),
+    ],
+)
+def test_what_looks_like_it_but_can_be_told_is_not_left_out(source, text):
+    assert [m for m in mutations(CODE, source) if text in mutated(m, source)]
 
 
 def test_a_call_is_left_out_and_what_changed_is_shown_on_one_line():
@@ -124,6 +164,13 @@ def test_a_process_that_has_imported_the_product_is_refused(monkeypatch):
         preload()
 
 
+def test_the_command_says_how_many_it_left_out_and_why(monkeypatch, capsys):
+    monkeypatch.setattr(command, "trials", lambda *_: iter(()))
+    command.main(["--count", "1", "--seed", "x"])
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
+    assert len(said) == len(LEFT_OUT) and all(why in text for why, text in zip(sorted(LEFT_OUT), said, strict=True))
+
+
 def test_too_few_kills_are_a_failure_of_the_command(monkeypatch, capsys):
     made = [Mutation("poolmgr/core/a.py", n, 0, "AddNot", n) for n in range(20)]
 
@@ -134,6 +181,6 @@ def test_too_few_kills_are_a_failure_of_the_command(monkeypatch, capsys):
     for killed, status in ((17, 0), (16, 1)):
         monkeypatch.setattr(command, "trials", answered(killed))
         assert command.main(["--count", "20", "--seed", "x"]) == status
-        *before, last = capsys.readouterr().out.splitlines()
+        *before, last = (line for line in capsys.readouterr().out.splitlines() if not line.startswith("left out: "))
         assert json.loads(last)["killed"] == killed and len(before) == 20 - killed
         assert all(line.startswith("survived: poolmgr/core/a.py:") for line in before)
