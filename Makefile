@@ -6,11 +6,14 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in /usr/bin/python3 python3 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
+# What is compiled: a change of it means building again.
+EXT_SOURCES := $(wildcard ext/*/*.pyx ext/*/*.pxd ext/*/*.pxi ext/*/*.h ext/*/*.def ext/simnvml/*.c ext/shim/*.c)
+
 .PHONY: setup demo test check bench sim sim-bugs mutants chaos serve generate docs clean
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml scripts/setup.sh ext/poolmgr_ext/sockdiag.pyx ext/poolmgr_ext/sockdiag.pxd ext/shim/spawn.c
+$(VENV)/.ready: pyproject.toml scripts/setup.sh $(EXT_SOURCES)
 	@PYTHON="$(PYTHON)" scripts/setup.sh $(VENV)
 	@touch $@
 
@@ -28,7 +31,7 @@ check: setup
 	@$(BIN)/python scripts/check_house.py
 
 bench: setup
-	@for b in respawn rpc leases; do $(BIN)/python -m bench.$$b $(BENCH_ARGS) || exit 1; done
+	@for b in respawn rpc leases telemetry; do $(BIN)/python -m bench.$$b $(BENCH_ARGS) || exit 1; done
 
 # The core and runtime against a simulated host; every seed replays exactly.
 sim: setup

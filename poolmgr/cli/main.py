@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from poolmgr import __version__
-from poolmgr.cli import config, daemon, engine, lease, pool
+from poolmgr.cli import config, daemon, devices, engine, lease, pool, sim, telemetry
 from poolmgr.cli.session import Address, Json
 
 app = typer.Typer(
@@ -18,10 +18,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 daemon.register(app)
+telemetry.register(app)
 app.add_typer(pool.app, name="pool")
 app.add_typer(engine.app, name="engine")
+app.add_typer(devices.app, name="devices")
 app.add_typer(lease.app, name="lease")
 app.add_typer(config.app, name="config")
+app.add_typer(sim.app, name="sim")
 
 
 def _version(asked: bool) -> None:
