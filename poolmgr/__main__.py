@@ -21,6 +21,7 @@ def main() -> int:
     parser.add_argument("--addr", help="host:port to listen on; default 127.0.0.1:9200")
     parser.add_argument("--state-dir", help="where pools, engines and their logs are kept")
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
+    parser.add_argument("--simulate", metavar="SCENARIO", default="", help="GPUs of a TOML file or of 2xA100-80GB+1xT4")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
     arguments = parser.parse_args()
     flags: dict[str, object] = {
@@ -36,7 +37,7 @@ def main() -> int:
     from poolmgr.app import CommandLine, run
 
     try:
-        return run(CommandLine(arguments.config, flags))
+        return run(CommandLine(arguments.config, flags, arguments.simulate))
     except PoolmgrError as error:
         sys.stderr.write(f"error: {error.message}\nreason: {error.reason}\n")
         return 2

@@ -7,7 +7,7 @@ import gc
 import json
 import os
 import signal
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,22 +19,33 @@ import uvloop
 from poolmgr_ext.sockdiag import listener_inodes
 
 from poolmgr import __version__
+from poolmgr.adapters.device_memory import FileDeviceMemory
 from poolmgr.adapters.engines import default_kinds
 from poolmgr.adapters.ports import LoopbackPorts
-from poolmgr.adapters.probe import NetworkProbe, http_get_json
+from poolmgr.adapters.probe import NetworkProbe, http_get_json, http_get_text
+from poolmgr.adapters.processes import ProcProcesses
 from poolmgr.adapters.runtimes.process import ProcessRuntime
 from poolmgr.adapters.store.sqlite import open_store
 from poolmgr.adapters.system import SystemClock, SystemRng, ThreadWorkers
+from poolmgr.adapters.telemetry.driver import Driver, DriverTelemetry
+from poolmgr.adapters.telemetry.rings import Place
 from poolmgr.api.server import ApiServer, ServerSettings
 from poolmgr.config.load import LoadedConfig, describe, load_config
-from poolmgr.config.schema import Server
+from poolmgr.config.schema import Config, Server
+from poolmgr.core.claims import Violation
 from poolmgr.errors import PoolmgrError
+from poolmgr.model.claim import RunningEngine
 from poolmgr.model.pool import PoolSpec
-from poolmgr.observe.logging import configure, log_events
+from poolmgr.observe.logging import configure, log_device_events, log_events
+from poolmgr.ports import Clock, Workers
 from poolmgr.runtime import declared
 from poolmgr.runtime.bus import Bus
+from poolmgr.runtime.device_engines import running_engines
+from poolmgr.runtime.device_gate import DeviceGate
+from poolmgr.runtime.devices import DeviceOutside, DeviceRegistry
 from poolmgr.runtime.engine_host import Outside
 from poolmgr.runtime.facade import About, Controls, Facade
+from poolmgr.runtime.readings import Readings
 from poolmgr.runtime.supervisor import Settings, Supervisor
 from poolmgr.runtime.tasks import Tasks
 
@@ -52,9 +63,25 @@ class CommandLine:
 
     config: Path | None
     flags: Mapping[str, object]
+    simulate: str = ""  # a scenario: the one way to GPUs that are not there (DEV-4)
 
     def load(self) -> LoadedConfig:
         return load_config(self.config, os.environ, self.flags)
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """For what blocks: any work, and what is written, in its order."""
+
+    work: Workers
+    store: Workers
+
+
+@dataclass(frozen=True, slots=True)
+class Gpus:
+    registry: DeviceRegistry
+    gate: DeviceGate
+    readings: Readings
 
 
 class Ending:
@@ -90,19 +117,21 @@ async def serve(command_line: CommandLine, loaded: LoadedConfig, announce: Calla
     api.bind()
     store = await open_store(config.state.dir, store_workers, clock.wall)
     runtime = ProcessRuntime(config.state.dir, workers, listener_inodes=listener_inodes)
-    kinds = default_kinds(http_get_json, workers.stopping.is_set)
-    outside = Outside(runtime, kinds, NetworkProbe(), LoopbackPorts(), workers, rng)
-    bus = Bus(store.epoch)
-    bus.listen(log_events)
+    kinds = default_kinds(http_get_json, workers.stopping.is_set, http_get_text)
+    bus = logged_bus(store.epoch)
+    gpus = _gpus(command_line.simulate, config, clock, Threads(workers, store_workers), bus, tasks)
+    outside = Outside(runtime, kinds, NetworkProbe(), LoopbackPorts(), workers, rng, gpus.gate)
     settings = Settings(config.supervision.settings(), config.leases.settings())
     supervisor = Supervisor(clock, rng, store, outside, settings, bus, tasks)
-    about = about_us(loaded, api.address, clock.wall())
     controls = Controls(partial(describe_strings, loaded), partial(_read_again, command_line, loaded), ending.ask)
-    facade = Facade(supervisor, outside, store, clock, about, controls)
+    about = about_us(loaded, api.address, clock.wall())
+    facade = Facade(supervisor, outside, store, clock, about, controls, gpus.registry, gpus.readings)
+    judge_engines(gpus.registry, supervisor, facade, tasks)
     try:
         _on_signals(ending, facade, tasks)
 
         async def begin() -> None:
+            await gpus.registry.start()
             await supervisor.recover()
             await declared.apply_at_start(supervisor, facade.versions, config.pools)
             await api.start(facade, rng)
@@ -118,11 +147,60 @@ async def serve(command_line: CommandLine, loaded: LoadedConfig, announce: Calla
                 last.callback(close)
             last.push_async_callback(runtime.close)
             last.push_async_callback(tasks.close)
+            last.push_async_callback(gpus.registry.close)
             workers.stopping.set()  # a digest of a large model is not waited for
             await api.stop(STOP_CALLS_SECONDS)
             left = await supervisor.close(ending.stop_engines)
     structlog.get_logger("poolmgr").info("daemon_stopped", engines_left_running=left)
     return 1 if ending.failure else 0
+
+
+def driver_of(scenario: str, config: Config, boot_id: str) -> Driver:
+    """The host's driver, or the simulated one where a scenario is named. Raises ClientError(INVALID_SCENARIO)."""
+    if not scenario:
+        return Driver(config.telemetry.library)
+    from poolmgr.adapters.simulator import host  # a daemon on real GPUs does without
+
+    simulated = host.of_daemon(scenario, config.state.dir, boot_id)
+    return Driver(str(host.library_path()), {host.STATE_VARIABLE: str(simulated.path)}, scenario)
+
+
+def _gpus(scenario: str, config: Config, clock: Clock, threads: Threads, bus: Bus, tasks: Tasks) -> Gpus:
+    """What sees the GPUs. Nothing is asked of them before the registry starts."""
+    driver, place = driver_of(scenario, config, clock.boot_id), Place(config.state.dir)
+    telemetry = DriverTelemetry(clock, threads.work, config.telemetry.settings(), driver, place, bus.epoch)
+    processes, memory = ProcProcesses(), FileDeviceMemory(config.state.dir)
+    registry = DeviceRegistry(DeviceOutside(telemetry, processes, memory, threads.store), clock, bus, tasks)
+    gate = DeviceGate(registry, telemetry, processes, threads.work, clock)
+    return Gpus(registry, gate, Readings(registry, telemetry, clock))
+
+
+def logged_bus(epoch: int) -> Bus:
+    bus = Bus(epoch)
+    bus.listen(log_events)
+    bus.listen_devices(log_device_events)
+    return bus
+
+
+def judge_engines(registry: DeviceRegistry, supervisor: Supervisor, facade: Facade, tasks: Tasks) -> None:
+    """Which engines run where, and what becomes of one that is where it must not be."""
+
+    def running() -> Sequence[RunningEngine]:
+        return running_engines([actor.pool for actor in supervisor.actors()], supervisor.engines.devices_of)
+
+    registry.engines = running
+    registry.on_change = supervisor.devices_changed
+    registry.on_violation = lambda violation: tasks(_stop_violator(facade, violation), "stop violator")
+
+
+async def _stop_violator(facade: Facade, violation: Violation) -> None:
+    """MASK-3: what is on a device that its mask does not have ends, and does not start again by itself."""
+    try:
+        await facade.stop(violation.pool_id, None, 0.0)
+    except PoolmgrError as error:  # deleted or in doubt meanwhile
+        structlog.get_logger("poolmgr").warning(
+            "violator_not_stopped", pool_id=violation.pool_id, engine_id=violation.engine_id, message=error.message
+        )
 
 
 def _settle_memory() -> None:
@@ -224,6 +302,10 @@ def run(command_line: CommandLine) -> int:
     """The daemon from its command line. Raises PoolmgrError for what keeps it from starting."""
     _shelter()
     loaded = command_line.load()
+    if command_line.simulate:
+        from poolmgr.adapters.simulator.scenario import load
+
+        load(command_line.simulate)  # refused before anything is made
     writer = configure(loaded.config.observability.log_level, loaded.config.observability.log_format)
 
     def announce(address: str) -> None:

@@ -42,15 +42,27 @@ class NetworkProbe:
 
 async def http_get_json(host: str, port: int, path: str, timeout: float) -> object:
     """The JSON value at ``http://host:port/path``. EnvironmentFault(UNREACHABLE) for anything but 200 and JSON."""
+    text = await http_get_text(host, port, path, timeout)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise _unreachable(host, port, path, str(error)) from error
+
+
+async def http_get_text(host: str, port: int, path: str, timeout: float) -> str:
+    """What stands at ``http://host:port/path``. EnvironmentFault(UNREACHABLE) for anything but 200 and UTF-8."""
     try:
         status, body = await _within(timeout, _exchange(host, port, "GET", path))
         if status != 200:
             raise _Refused(f"HTTP {status}")
-        return json.loads(body)
+        return body.decode()
     except (TimeoutError, _Refused, ValueError) as error:
-        detail = str(error) or f"no answer within {timeout:g} s"
-        message = f"{host}:{port}{path}: {detail}"
-        raise EnvironmentFault(Reason.UNREACHABLE, message, numbers={"port": port, "path": path}) from error
+        raise _unreachable(host, port, path, str(error) or f"no answer within {timeout:g} s") from error
+
+
+def _unreachable(host: str, port: int, path: str, detail: str) -> EnvironmentFault:
+    message = f"{host}:{port}{path}: {detail}"
+    return EnvironmentFault(Reason.UNREACHABLE, message, numbers={"port": port, "path": path})
 
 
 class _Refused(Exception):

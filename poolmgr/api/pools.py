@@ -24,7 +24,7 @@ from poolmgr.convert.pool import (
 )
 from poolmgr.errors import ClientError, Reason
 from poolmgr.model.pool import PoolSpec
-from poolmgr.runtime.bus import Change, PublishedPool, Resync
+from poolmgr.runtime.bus import Change, DeviceChange, PublishedPool, Resync
 from poolmgr.runtime.facade import Facade
 from poolmgr.v1 import pool_pb2 as pb
 from poolmgr.v1 import pool_pb2_grpc
@@ -167,10 +167,11 @@ def _drain_deadline(request: pb.DeletePoolRequest | pb.ReloadPoolRequest | pb.Ro
     return seconds_from(request.drain_deadline, 0.0, 0.0, MAX_DEADLINE, "drain_deadline")
 
 
-def _responses(batch: Sequence[Change], only: str) -> Sequence[bytes]:
+def _responses(batch: Sequence[Change | DeviceChange], only: str) -> Sequence[bytes]:
     """What a watcher of `only` (or of all) is sent for a batch; a bookmark where the end of it is not for them."""
-    responses = [_response(change) for change in batch if not only or change.pool_id == only]
-    if only and batch[-1].pool_id != only:
+    theirs = [change for change in batch if isinstance(change, Change) and (not only or change.pool_id == only)]
+    responses = [_response(change) for change in theirs]
+    if not theirs or theirs[-1] is not batch[-1]:
         responses.append(pb.WatchPoolsResponse(bookmark=batch[-1].revision).SerializeToString())
     return responses
 

@@ -10,20 +10,32 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from poolmgr.api.admin import AdminServicer
+from poolmgr.api.devices import DeviceServicer
 from poolmgr.api.engines import EngineServicer
 from poolmgr.api.guard import Guarded
 from poolmgr.api.health import HealthServicer
 from poolmgr.api.leases import LeaseServicer
 from poolmgr.api.pools import PoolServicer
+from poolmgr.api.telemetry import TelemetryServicer
 from poolmgr.errors import EnvironmentFault, Reason
 from poolmgr.ports import Rng
 from poolmgr.runtime.facade import Facade
-from poolmgr.v1 import admin_pb2_grpc, engine_pb2_grpc, lease_pb2_grpc, pool_pb2, pool_pb2_grpc
+from poolmgr.v1 import (
+    admin_pb2_grpc,
+    device_pb2_grpc,
+    engine_pb2_grpc,
+    lease_pb2_grpc,
+    pool_pb2,
+    pool_pb2_grpc,
+    telemetry_pb2_grpc,
+)
 
 SERVICES = (
     "poolmgr.v1.PoolService",
     "poolmgr.v1.LeaseService",
     "poolmgr.v1.EngineService",
+    "poolmgr.v1.DeviceService",
+    "poolmgr.v1.TelemetryService",
     "poolmgr.v1.AdminService",
     "grpc.health.v1.Health",
     reflection.SERVICE_NAME,
@@ -111,6 +123,8 @@ class ApiServer:
         pool_pb2_grpc.add_PoolServiceServicer_to_server(guarded(pools), server)
         lease_pb2_grpc.add_LeaseServiceServicer_to_server(guarded(LeaseServicer(facade)), server)
         engine_pb2_grpc.add_EngineServiceServicer_to_server(guarded(EngineServicer(facade)), server)
+        device_pb2_grpc.add_DeviceServiceServicer_to_server(guarded(DeviceServicer(facade)), server)
+        telemetry_pb2_grpc.add_TelemetryServiceServicer_to_server(guarded(TelemetryServicer(facade)), server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(guarded(AdminServicer(facade)), server)
         health_pb2_grpc.add_HealthServicer_to_server(guarded(HealthServicer(facade)), server)
         if self._settings.reflection:

@@ -35,6 +35,9 @@ def serve(
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One value over file and environment."),
     ] = None,
     log_level: Annotated[str | None, typer.Option(metavar="debug|info|warning|error")] = None,
+    simulate: Annotated[
+        str | None, typer.Option(metavar="SCENARIO", help="Simulated GPUs: a TOML file, or such as 2xA100-80GB+1xT4.")
+    ] = None,
 ) -> None:
     """Runs the daemon in the foreground. Engines outlive it; SIGTERM ends it, SIGHUP reloads the file."""
     flags = {
@@ -42,6 +45,7 @@ def serve(
         "--addr": addr or context.find_root().params["addr"],
         "--state-dir": state_dir,
         "--log-level": log_level,
+        "--simulate": simulate,
     }
     argv = [sys.executable, "-m", "poolmgr"]
     argv += [f"{flag}={value}" for flag, value in flags.items() if value is not None]

@@ -35,6 +35,7 @@ Slots = Annotated[int | None, typer.Option(min=1, help="Requests that may be lea
 Program = Annotated[str | None, typer.Option("--command", help="Executable: absolute, or on PATH.")]
 Args = Annotated[list[str] | None, typer.Option("--arg", help="One more argument; {port} is the port.")]
 Env = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="One more variable.")]
+Devices = Annotated[str | None, typer.Option(metavar="MASK", help="GPUs: 0,1 or UUIDs, 1.2, all, none.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Preferred port.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="For people.")]
 Restart = Annotated[RestartChoice | None, typer.Option(help="When its engine ends.")]
@@ -52,6 +53,7 @@ class SpecFlags:
     command: str | None = None
     args: Sequence[str] = ()
     env: Sequence[str] = ()
+    devices: str | None = None
     port: int | None = None
     labels: Sequence[str] = ()
     restart: RestartChoice | None = None

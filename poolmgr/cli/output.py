@@ -24,6 +24,10 @@ _COLOURS: Final = {
     "PARKED": "red",
     "UNKNOWN": "red",
     "LOST": "red",
+    "AVAILABLE": "green",
+    "ALLOCATED": "green",
+    "QUARANTINED": "red",
+    "OFFLINE": "red",
 }
 _MIB: Final = 1024 * 1024
 

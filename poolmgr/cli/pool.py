@@ -33,6 +33,7 @@ def create(
     program: flags.Program = None,
     args: flags.Args = None,
     env: flags.Env = None,
+    devices: flags.Devices = None,
     port: flags.Port = None,
     labels: flags.Labels = None,
     restart: flags.Restart = None,
@@ -44,7 +45,7 @@ def create(
     from poolmgr.cli.spec import spec_from
 
     said = SpecFlags(
-        engine, model, context, slots, program, args or (), env or (), port, labels or (), restart, preload
+        engine, model, context, slots, program, args or (), env or (), devices, port, labels or (), restart, preload
     )
     spec = spec_from(file, said)
     if wait and not spec.preload:
@@ -114,6 +115,7 @@ def reload(
     program: flags.Program = None,
     args: flags.Args = None,
     env: flags.Env = None,
+    devices: flags.Devices = None,
     port: flags.Port = None,
     labels: flags.Labels = None,
     restart: flags.Restart = None,
@@ -129,7 +131,9 @@ def reload(
     from poolmgr.cli.progress import following
     from poolmgr.cli.spec import strategy_from, updated_spec
 
-    said = SpecFlags(engine, model, context, slots, program, args or (), env or (), port, labels or (), restart)
+    said = SpecFlags(
+        engine, model, context, slots, program, args or (), env or (), devices, port, labels or (), restart
+    )
     with session.client() as client:
         before = client.get_pool(pool_id)
         spec = updated_spec(before.spec, file, said)

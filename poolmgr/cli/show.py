@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.text import Text
 
 from poolmgr.cli.output import bytes_text, console, plain, print_fields, print_table, state_text, time_text
+from poolmgr.cli.show_devices import driver_fields
 from poolmgr.convert.common import seconds
 from poolmgr.v1 import admin_pb2, engine_pb2, lease_pb2, pool_pb2
 
@@ -29,6 +30,7 @@ def pool(one: pool_pb2.Pool) -> None:
             ("progress", f"{one.progress.phase} {bytes_text(one.progress.bytes_done)} {one.progress.message}".strip()),
             ("engine", f"{_engine(one.engine)} {one.engine_version}".strip()),
             ("endpoint", one.endpoint),
+            ("devices", one.device_mask),
             ("pid", str(one.pid or "")),
             ("slots", f"{one.slots_free} free of {one.slots_total}"),
             ("leases", f"{one.active_leases}, {one.waiting} waiting"),
@@ -144,6 +146,7 @@ def status(one: admin_pb2.Status) -> None:
             ("state", one.state_dir),
             ("containment", one.containment),
             ("revision", f"{one.revision}, epoch {one.epoch}"),
+            *driver_fields(one),
             *(("warning", Text(plain(warning).plain, style="yellow")) for warning in one.warnings),
         ]
     )

@@ -47,6 +47,7 @@ def _over(base: pb.PoolSpec, flags: SpecFlags) -> pb.PoolSpec:
             command=flags.command or "",
             env=_pairs(flags.env, "--env"),
             slots=flags.slots or 0,
+            device_mask=flags.devices or "",
             port=flags.port or 0,
             labels=_pairs(flags.labels, "--label"),
             restart=pb.RestartMode.Value(f"RESTART_{flags.restart.name}") if flags.restart else pb.RESTART_UNSPECIFIED,

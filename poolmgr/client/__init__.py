@@ -7,7 +7,8 @@ Answers are the messages of `poolmgr.v1` as they are. Every method raises CallEr
 threads at once; it must not be used across a fork.
 """
 
-from poolmgr.client.client import DEFAULT_ADDRESS, Client
+from poolmgr.client.client import Client
+from poolmgr.client.connection import DEFAULT_ADDRESS
 from poolmgr.client.errors import CallError, LeaseRefused
 from poolmgr.client.held import HeldLease
 from poolmgr.client.session import LeaseSession, acquiring, granted, releasing, renewing

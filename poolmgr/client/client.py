@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Final, Protocol, Self, TypeVar
 
-import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from poolmgr.client.errors import LeaseRefused, call_error
+from poolmgr.client.connection import DEFAULT_TIMEOUT, all_pages
+from poolmgr.client.devices import DeviceCalls
+from poolmgr.client.errors import LeaseRefused
 from poolmgr.client.held import HeldLease
 from poolmgr.client.session import LeaseSession
 from poolmgr.convert.common import duration_to_proto, optional_duration
@@ -23,100 +20,19 @@ from poolmgr.v1.engine_pb2_grpc import EngineServiceStub
 from poolmgr.v1.lease_pb2_grpc import LeaseServiceStub
 from poolmgr.v1.pool_pb2_grpc import PoolServiceStub
 
-DEFAULT_ADDRESS: Final = "127.0.0.1:9200"
-ADDRESS_VARIABLE: Final = "POOL_MANAGERD_ADDR"
-DEFAULT_TIMEOUT: Final = 10.0
-MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
-# A page of pools or a snapshot may carry a log tail of 64 KiB per failed pool.
-MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
-# A server cuts off who pings more often than every 300 s.
-KEEPALIVE_MS: Final = 360_000
-MAX_ATTEMPTS: Final = 4
 
-# What may be sent again when nobody knows whether it arrived. AcquireLease is here for its request id.
-_IDEMPOTENT: Final[Mapping[str, Sequence[str]]] = {
-    "PoolService": (
-        "CreatePool",
-        "GetPool",
-        "ListPools",
-        "UpdatePool",
-        "PreloadPool",
-        "DrainPool",
-        "StopPool",
-        "ResetBreaker",
-        "ListPoolGenerations",
-    ),
-    "LeaseService": ("AcquireLease", "RenewLease", "ReleaseLease", "ListLeases"),
-    "EngineService": ("ListEngines", "RegisterEngine"),
-    "AdminService": ("GetStatus", "GetConfig", "ReloadConfig"),
-}
-_RETRIES: Final = {
-    "methodConfig": [
-        {
-            "name": [
-                {"service": f"poolmgr.v1.{service}", "method": method}
-                for service, methods in _IDEMPOTENT.items()
-                for method in methods
-            ],
-            "retryPolicy": {
-                "maxAttempts": MAX_ATTEMPTS,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
-_OPTIONS: Final = [
-    ("grpc.service_config", json.dumps(_RETRIES)),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 5000),
-    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
-]
-
-Q = TypeVar("Q", contravariant=True)
-A = TypeVar("A", covariant=True)
-T = TypeVar("T")
-
-
-class _Unary(Protocol[Q, A]):
-    def __call__(self, request: Q, timeout: float | None = None) -> A: ...
-
-
-class _Stream(Protocol[A]):
-    def __iter__(self) -> Iterator[A]: ...
-    def cancel(self) -> object: ...
-
-
-class Client:
+class Client(DeviceCalls):
     """A connection to the daemon, made on first use. `timeout`: seconds for a call beyond its own wait.
 
     `address`: host:port; else what POOL_MANAGERD_ADDR says, else 127.0.0.1:9200.
     """
 
     def __init__(self, address: str | None = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
-        self.address = address = address or os.environ.get(ADDRESS_VARIABLE, DEFAULT_ADDRESS)
-        self._timeout = timeout
-        self._channel = grpc.insecure_channel(address, _OPTIONS)
+        super().__init__(address, timeout=timeout)
         self._pools = PoolServiceStub(self._channel)
         self._leases = LeaseServiceStub(self._channel)
         self._engines = EngineServiceStub(self._channel)
         self._admin = AdminServiceStub(self._channel)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the connection and every call on it."""
-        self._channel.close()
 
     # Pools.
 
@@ -136,7 +52,7 @@ class Client:
             answer = self._call(self._pools.ListPools, pool_pb2.ListPoolsRequest(page_token=token))
             return answer.pools, answer.next_page_token
 
-        return _all_pages(page)
+        return all_pages(page)
 
     def update_pool(self, pool_id: str, spec: pool_pb2.PoolSpec, paths: Sequence[str] = ("spec",)) -> pool_pb2.Pool:
         """Replaces what `paths` name, such as "spec.slots"; what `spec` leaves out of it goes back to its default."""
@@ -200,7 +116,7 @@ class Client:
             answer = self._call(self._pools.ListPoolGenerations, request)
             return answer.generations, answer.next_page_token
 
-        return _all_pages(page)
+        return all_pages(page)
 
     def stop(self, pool_id: str, *, grace: float | None = None, wait: float = 0.0) -> pool_pb2.Pool:
         """`grace`: seconds from SIGTERM to the kill, None for the daemon's."""
@@ -278,7 +194,7 @@ class Client:
             answer = self._call(self._leases.ListLeases, request)
             return answer.leases, answer.next_page_token
 
-        return _all_pages(page)
+        return all_pages(page)
 
     # Engines and the daemon.
 
@@ -288,7 +204,7 @@ class Client:
             answer = self._call(self._engines.ListEngines, request)
             return answer.engines, answer.next_page_token
 
-        return _all_pages(page)
+        return all_pages(page)
 
     def register_engine(self, request: engine_pb2.RegisterEngineRequest) -> pool_pb2.Pool:
         """Tells of an engine that runs by itself; fields that are not set stay as they were. Then send heartbeats."""
@@ -316,29 +232,3 @@ class Client:
     def shutdown(self, *, stop_engines: bool = False) -> admin_pb2.ShutdownResponse:
         """Ends the daemon. Engines go on unless `stop_engines` is set."""
         return self._call(self._admin.Shutdown, admin_pb2.ShutdownRequest(stop_engines=stop_engines))
-
-    def _call(self, method: _Unary[Q, A], request: Q, wait: float | None = 0.0, timeout: float | None = None) -> A:
-        """`wait`: how long the daemon may take on request, None without limit; `timeout` replaces the client's."""
-        budget = None if wait is None else (self._timeout if timeout is None else timeout) + wait
-        try:
-            return method(request, timeout=budget)
-        except grpc.RpcError as error:
-            raise call_error(error, self.address) from error
-
-    def _stream(self, method: Callable[[Q], _Stream[A]], request: Q) -> Iterator[A]:
-        call = method(request)
-        try:
-            yield from call
-        except grpc.RpcError as error:
-            raise call_error(error, self.address) from error
-        finally:
-            call.cancel()
-
-
-def _all_pages(page: Callable[[str], tuple[Sequence[T], str]]) -> list[T]:
-    items, token = page("")
-    found = list(items)
-    while token:
-        items, token = page(token)
-        found.extend(items)
-    return found

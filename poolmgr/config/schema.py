@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializ
 
 from poolmgr.model.limits import MAX_COUNT, MAX_MILLISECONDS, MAX_PORT, MAX_SECONDS, is_pool_id, spec_problems
 from poolmgr.model.pool import PoolSpec
-from poolmgr.model.settings import LeaseSettings, SupervisionSettings
+from poolmgr.model.settings import LeaseSettings, SupervisionSettings, TelemetrySettings
 
 _MIB: Final = 1024 * 1024
 
@@ -90,7 +90,7 @@ class State(Section):
 
 
 class Supervision(Section):
-    """Defaults of PRE-2, PRE-3, PROC-3, LIVE-1, RST-1, RST-2, RST-4, RST-5, DRN-1 and ENG-1.
+    """Defaults of PRE-2, PRE-3, PROC-3, LIVE-1, LIVE-2, RST-1, RST-2, RST-4, RST-5, DRN-1 and ENG-1.
 
     `drain_deadline_secs` is for declared pools that name no deadline of their own.
     """
@@ -100,6 +100,12 @@ class Supervision(Section):
     health_check_failures: Count = 3
     health_check_jitter_ratio: Ratio = 0.1
     loop_lag_limit_ms: Milliseconds = 1000
+    stall_window_secs: Seconds = 60.0
+    stall_batch_factor: Annotated[float, Field(ge=1, le=100)] = 3.0
+    stall_cpu_ratio: Ratio = 0.02
+    stall_limit_secs: Seconds = 600.0
+    synthetic_timeout_secs: Seconds = 60.0
+    synthetic_interval_secs: Grace = 0.0
     readiness_interval_ms: Milliseconds = 500
     parallel_starts: Count = 2
     start_timeout_secs: Seconds = 120.0
@@ -148,6 +154,12 @@ class Supervision(Section):
             health_check_failures=self.health_check_failures,
             health_jitter=self.health_check_jitter_ratio,
             loop_lag_limit=self.loop_lag_limit_ms / 1000,
+            stall_window=self.stall_window_secs,
+            stall_batch_factor=self.stall_batch_factor,
+            stall_cpu_ratio=self.stall_cpu_ratio,
+            stall_limit=self.stall_limit_secs,
+            synthetic_timeout=self.synthetic_timeout_secs,
+            synthetic_interval=self.synthetic_interval_secs,
             readiness_interval=self.readiness_interval_ms / 1000,
             parallel_starts=self.parallel_starts,
             start_timeout=self.start_timeout_secs,
@@ -207,6 +219,30 @@ class Leases(Section):
         )
 
 
+class Telemetry(Section):
+    """Defaults of DEV-5 and TEL-1."""
+
+    library: Annotated[str, Field(min_length=1, max_length=4096)] = "libnvidia-ml.so.1"
+    kernel_log: bool = True
+    rate_hz: Annotated[float, Field(ge=1, le=100)] = 10.0
+    depth_secs: Annotated[float, Field(ge=10, le=MAX_SECONDS)] = 600.0
+    max_bytes: Annotated[int, Field(ge=_MIB, le=4096 * _MIB)] = 128 * _MIB
+    discovery_interval_secs: Annotated[float, Field(ge=1, le=MAX_SECONDS)] = 10.0
+    stall_limit_secs: Annotated[float, Field(ge=0.5, le=60)] = 2.0
+
+    def settings(self) -> TelemetrySettings:
+        """The same in the names of the model."""
+        return TelemetrySettings(
+            library=self.library,
+            kernel_log=self.kernel_log,
+            rate_hz=self.rate_hz,
+            depth_seconds=self.depth_secs,
+            max_bytes=self.max_bytes,
+            discovery_interval=self.discovery_interval_secs,
+            stall_limit=self.stall_limit_secs,
+        )
+
+
 class Observability(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "console", "json"] = "auto"
@@ -232,6 +268,7 @@ class Config(Section):
     state: State
     supervision: Supervision
     leases: Leases
+    telemetry: Telemetry
     observability: Observability
     pools: dict[Annotated[str, AfterValidator(_pool_id)], Annotated[PoolSpec, AfterValidator(_sound_spec)]]
 
@@ -241,6 +278,7 @@ SECTIONS: Final[dict[str, type[Section]]] = {
     "state": State,
     "supervision": Supervision,
     "leases": Leases,
+    "telemetry": Telemetry,
     "observability": Observability,
 }
 

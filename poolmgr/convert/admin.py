@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from poolmgr.convert.common import timestamp_to_proto
+from poolmgr.convert.device import driver_to_proto
 from poolmgr.model.daemon import ConfigChange, DaemonStatus
 from poolmgr.v1 import admin_pb2 as pb
 
@@ -25,6 +26,7 @@ def status_to_proto(status: DaemonStatus) -> pb.Status:
         active_leases=status.active_leases,
         warnings=status.warnings,
         pools_by_state=status.pools_by_state,
+        driver=driver_to_proto(status.driver) if status.driver else None,
     )
 
 

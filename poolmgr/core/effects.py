@@ -36,6 +36,15 @@ class RunProbe:
 
 
 @dataclass(frozen=True, slots=True)
+class AskWork:
+    """Ask an engine that may hang for a piece of its work, then tell by `WorkAnswered`. `timeout` in seconds."""
+
+    engine_id: str
+    serial: int
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
 class Terminate:
     engine_id: str
 
@@ -135,6 +144,8 @@ class NoteName(StrEnum):
     POOL_IN_DOUBT = "pool_in_doubt"
     ENGINE_LOST = "engine_lost"
     HEALTH_CHECK_FAILED = "health_check_failed"
+    ENGINE_SUSPECTED = "engine_suspected"
+    ENGINE_HUNG = "engine_hung"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +159,7 @@ class Note:
 Effect = (
     Start
     | RunProbe
+    | AskWork
     | Verify
     | Terminate
     | KillTree

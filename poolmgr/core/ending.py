@@ -15,20 +15,33 @@ from poolmgr.errors import Reason
 from poolmgr.model.engine import CrashCause, ExitRecord
 from poolmgr.model.pool import PoolError, PoolState, RestartMode
 
+# What keeps an engine from starting and is the host's: no pool is charged, none parked for it.
+_OF_DEVICES = (Reason.GPU_REQUIRED, Reason.DEVICE_UNAVAILABLE)
+_NOT_ITS_OWN = (Reason.HOST_FAULT, *_OF_DEVICES)
+
 
 def refused(turn: Turn, fact: StartRefused) -> None:
     if turn.pool.state is PoolState.STOPPING:
         _settle_down(turn)
         return
     turn.note(NoteName.START_FAILED, reason=fact.reason, message=fact.message, permanent=fact.permanent)
-    if fact.reason == Reason.HOST_FAULT:  # nobody's failure; asked again in a while
+    once = turn.pool.spec.restart is RestartMode.NEVER and fact.reason in _OF_DEVICES
+    if fact.reason in _NOT_ITS_OWN and not fact.permanent and not once:  # asked again in a while
         again = turn.at.now + turn.pool.settings.host_probe_interval
-        turn.set(then=Trigger.RETRY, resume_at=again, last_error=PoolError(fact.reason, fact.message, turn.at.wall))
+        error = PoolError(fact.reason, fact.message, turn.at.wall)
+        turn.set(then=Trigger.RETRY, resume_at=again, last_error=error, reason=f"{fact.reason}: {fact.message}")
         _settle_down(turn)
         return
     error = PoolError(fact.reason, fact.message, turn.at.wall)
     _judge(turn, error, permanent=fact.permanent)
     _settle_down(turn)
+
+
+def try_again(turn: Turn) -> None:
+    """What kept the engine from starting may be over: no more waiting for the next look."""
+    error = turn.pool.last_error
+    if turn.pool.state is PoolState.BACKOFF and error is not None and error.reason in _OF_DEVICES:
+        turn.set(resume_at=turn.at.now)
 
 
 def stop(turn: Turn, grace: float, reason: str) -> None:

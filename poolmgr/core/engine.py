@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from poolmgr.core import restart
+from poolmgr.core import hang, restart
 from poolmgr.core.effects import NoteName, RunProbe
-from poolmgr.core.ending import exited, fail, found, gone, refused
+from poolmgr.core.ending import exited, fail, found, gone, refused, try_again
 from poolmgr.core.lifecycle import Trigger
 from poolmgr.core.messages import (
     Adopted,
     Cleared,
+    DevicesChanged,
     Exited,
     Found,
     InDoubt,
@@ -19,6 +20,7 @@ from poolmgr.core.messages import (
     Spawned,
     StartRefused,
     TreeEmpty,
+    WorkAnswered,
 )
 from poolmgr.core.starting import queued, slot_limit, spawned
 from poolmgr.core.state import EngineRun, Home, Pool, ProbeTimer, Turn
@@ -32,7 +34,20 @@ PROGRESS_LOG_BYTES = 512
 PROGRESS_READ_BYTES = 64 * 1024
 PROGRESS_RSS_BYTES = 256 * 1024
 
-Fact = Queued | Spawned | StartRefused | Adopted | InDoubt | Found | Cleared | Probed | Exited | TreeEmpty
+Fact = (
+    Queued
+    | Spawned
+    | StartRefused
+    | Adopted
+    | InDoubt
+    | Found
+    | Cleared
+    | Probed
+    | WorkAnswered
+    | Exited
+    | TreeEmpty
+    | DevicesChanged
+)
 
 
 def observe(turn: Turn, fact: Fact) -> None:  # noqa: C901 - flat match
@@ -44,6 +59,8 @@ def observe(turn: Turn, fact: Fact) -> None:  # noqa: C901 - flat match
             spawned(turn, fact)
         case StartRefused():
             refused(turn, fact)
+        case DevicesChanged():
+            try_again(turn)
         case InDoubt(engine_id, detail):
             _doubted(turn, engine_id, detail)
         case Cleared():
@@ -52,6 +69,8 @@ def observe(turn: Turn, fact: Fact) -> None:  # noqa: C901 - flat match
             found(turn, fact, _home(turn, fact.engine_id))
         case Probed():
             _probed(turn, fact)
+        case WorkAnswered():
+            hang.answered(turn, fact)
         case Exited():
             exited(turn, fact)
         case TreeEmpty(engine_id):
@@ -210,7 +229,8 @@ def _judge_health(turn: Turn, fact: Probed, run: EngineRun) -> None:
             )  # fmt: skip
             fail(turn, error, grace=s.stop_grace)
             return
-    _next_liveness(turn)
+    if not hang.found_hung(turn, fact):
+        _next_liveness(turn)
 
 
 def _next_liveness(turn: Turn) -> None:

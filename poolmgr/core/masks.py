@@ -109,18 +109,14 @@ def existing(devices: Sequence[Device]) -> str:
     """What there is to name, on one line."""
     if not devices:
         return "this host shows no devices"
-    ordered = sorted(devices, key=order)
+    ordered = sorted(devices, key=_order)
     listed = [f"{_short(device)} = {device.device_id} ({device.name})" for device in ordered[:MAX_LISTED]]
     more = f", and {len(devices) - MAX_LISTED} more: `poolmgr devices list`" if len(devices) > MAX_LISTED else ""
     return f"there are {', '.join(listed)}{more}"
 
 
-def order(device: Device) -> tuple[int, int, str]:
-    """Sorts GPUs by index, each before its instances by their slots; what has neither comes last."""
-    gpu, _, instance = (device.mig_slot or "").partition(".")
-    if gpu.isdecimal() and instance.isdecimal():
-        return int(gpu), 1 + int(instance), device.device_id
-    return (1 << 30 if device.index is None or device.is_instance else device.index), 0, device.device_id
+def _order(device: Device) -> tuple[int, int, str]:
+    return device.order
 
 
 def _short(device: Device) -> str:
@@ -130,7 +126,7 @@ def _short(device: Device) -> str:
 
 
 def _all(devices: Sequence[Device]) -> Mask:
-    usable = [device for device in sorted(devices, key=order) if device.usable]
+    usable = [device for device in sorted(devices, key=_order) if device.usable]
     if not usable:
         raise _bad("all", "names nothing that can be used", devices)
     return Mask(MaskKind.DEVICES, tuple(device.device_id for device in usable))
@@ -216,7 +212,7 @@ def _check_usable(found: Parts, devices: Sequence[Device], partitioned: bool) ->
     for part, device in found:
         if device.usable:
             continue
-        slices = [d for d in sorted(devices, key=order) if d.parent_device_id == device.device_id]
+        slices = [d for d in sorted(devices, key=_order) if d.parent_device_id == device.device_id]
         if not slices:
             raise _bad(part, "is in MIG mode without instances and runs no work: make instances or end MIG", devices)
         if not partitioned:

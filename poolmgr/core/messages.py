@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from poolmgr.core.memo import RegisteredEngine
-from poolmgr.model.engine import Diagnosis, EngineFacts, ExitRecord, ProbeResult, Usage
+from poolmgr.model.engine import Diagnosis, EngineFacts, ExitRecord, ProbeResult, Progress, Usage
 from poolmgr.model.lease import EndedLease, Lease, LeaseAsk
 from poolmgr.model.pool import PoolSpec, ReloadStrategy
 from poolmgr.model.registration import Beat
@@ -247,8 +247,16 @@ class HostFault:
 
 
 @dataclass(frozen=True, slots=True)
+class DevicesChanged:
+    """What kept a start from its devices may be over."""
+
+
+@dataclass(frozen=True, slots=True)
 class Probed:
-    """The answer to the probe `serial`. `owned`: whether the listening socket is the engine's; None: cannot tell."""
+    """The answer to the probe `serial`. `owned`: whether the listening socket is the engine's; None: cannot tell.
+
+    `progress`: what it says of its work, None when it does not. `gpu_busy`: None is unknown.
+    """
 
     engine_id: str
     serial: int
@@ -256,6 +264,17 @@ class Probed:
     usage: Usage
     owned: bool | None = None
     facts: EngineFacts | None = None
+    progress: Progress | None = None
+    gpu_busy: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkAnswered:
+    """The answer to the request `serial` of `AskWork`."""
+
+    engine_id: str
+    serial: int
+    result: ProbeResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,5 +303,5 @@ Event = (
     Preload | Drain | Undrain | Stop | Delete | ResetBreaker | ChangeSpec | Acquire | Renew | Release | ForgetWaiter
     | Register | Heartbeat
     | Queued | Spawned | StartRefused | Adopted | AdoptedBeside | InDoubt | Found | Cleared | LeasesKept | Recovered
-    | Probed | Verified | Committed | Exited | TreeEmpty | HostFault | Tick
+    | Probed | WorkAnswered | Verified | Committed | Exited | TreeEmpty | HostFault | DevicesChanged | Tick
 )  # fmt: skip

@@ -45,6 +45,7 @@ from poolmgr.core.messages import (
     TreeEmpty,
     Undrain,
     Verified,
+    WorkAnswered,
 )
 from poolmgr.core.settle import admitted, begin_drain, credit_stability, grantor, half_open, retry_after, settle, waits
 from poolmgr.core.starting import needs_restart, outdated, slot_limit, start
@@ -127,7 +128,7 @@ def _beside(turn: Turn, event: Event) -> bool:
     match event:
         case Queued() | Spawned() | StartRefused():
             theirs = event.generation == beside.generation
-        case Probed() | Exited() | TreeEmpty():
+        case Probed() | WorkAnswered() | Exited() | TreeEmpty():
             theirs = owner(pool, event.engine_id) is beside
         case Renew() | Release():
             theirs = leases.knows(beside.leases, event.lease_id)

@@ -40,7 +40,15 @@ from poolmgr.core.messages import (
     Tick,
     Undrain,
 )
-from poolmgr.core.registered_health import NOT_READY, lose_silent, probe_now, probed, run_of, send_probe
+from poolmgr.core.registered_health import (
+    NOT_READY,
+    heed_progress,
+    lose_silent,
+    probe_now,
+    probed,
+    run_of,
+    send_probe,
+)
 from poolmgr.core.registration import not_ours, said_or
 from poolmgr.core.settle import expire_leases, release_hold, take_leases, tell_waiters
 from poolmgr.core.state import ProbeTimer, RegisteredRun, Turn, heartbeat_ttl, may_serve
@@ -134,6 +142,7 @@ def _beat(turn: Turn, beat: Beat) -> None:
     if became_ready:
         probe_now(turn)
     _heard(turn)
+    heed_progress(turn, beat)
 
 
 def _heard(turn: Turn) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from poolmgr.core.effects import NoteName, RunProbe
+from poolmgr.core.hang import stall_text
 from poolmgr.core.lifecycle import Trigger
 from poolmgr.core.messages import Probed
+from poolmgr.core.progress import Observation, Verdict, observe
 from poolmgr.core.state import ProbeTimer, RegisteredRun, Turn, heartbeat_ttl, silent_at
 from poolmgr.errors import Reason
-from poolmgr.model.engine import CrashCause, ProbeOutcome
+from poolmgr.model.engine import CrashCause, ProbeOutcome, Progress
 from poolmgr.model.pool import PoolError, PoolState
+from poolmgr.model.registration import Beat
 
 NOT_READY = "the engine says that it is not ready"
+NO_CPU_SEEN = 0.0
 
 S = PoolState
 
@@ -71,11 +75,11 @@ def probed(turn: Turn, fact: Probed) -> None:
 def _judge_readiness(turn: Turn, fact: Probed) -> None:
     pool, s, run = turn.pool, turn.pool.settings, run_of(turn)
     well = fact.result.outcome is ProbeOutcome.OK
-    if not well or not run.engine.ready:
+    if not well or not run.engine.ready or run.hung:
         # As often as a start is asked, while it may be one; an engine that stays so is asked like one that serves.
         young = not well and turn.at.now - pool.since < s.start_timeout
         _next_probe(turn, s.readiness_interval if young else _liveness_interval(turn))
-        turn.set(reason=NOT_READY if well else fact.result.detail or pool.reason)
+        turn.set(reason=(run.hung or NOT_READY) if well else fact.result.detail or pool.reason)
         return
     turn.set(registered=replace(run, ready_at=turn.at.now, probe=replace(run.probe, failures=0)))
     turn.go(Trigger.BECAME_READY, "serving")
@@ -108,6 +112,32 @@ def _judge_health(turn: Turn, fact: Probed, run: RegisteredRun) -> None:
         _lose(turn, PoolError(CrashCause.HEALTH_CHECK_FAILED, text, turn.at.wall))
         return
     _next_probe(turn, _liveness_interval(turn))
+
+
+def heed_progress(turn: Turn, beat: Beat) -> None:
+    """Whether it gets on with what it has, by what it says itself (LIVE-2). HUNG, it gets no lease until it does.
+
+    Nobody here sees its processes or its GPU, and nothing here ends it: the counter that it tells of speaks alone.
+    """
+    pool, now, run = turn.pool, turn.at.now, run_of(turn)
+    if run.in_flight is None or (beat.in_flight is None and beat.progress_counter is None):
+        return
+    mark = None if run.progress_counter is None else str(run.progress_counter)
+    pace = heartbeat_ttl(pool) + pool.settings.loop_lag_limit
+    told = Progress(run.in_flight, mark, run.slots_free)
+    seen = Observation(told, NO_CPU_SEEN, False, bool(pool.leases.live), pace)
+    evidence, verdict = observe(run.evidence, seen, now, pool.settings)
+    if verdict is not Verdict.HUNG:
+        turn.set(registered=replace(run, evidence=evidence, hung=""))
+        if run.hung:
+            probe_now(turn)
+        return
+    text = stall_text(evidence, now, pool.settings)
+    turn.set(registered=replace(run, evidence=evidence, hung=f"{CrashCause.HUNG}: {text}"))
+    if not run.hung:
+        turn.note(NoteName.ENGINE_HUNG, detail=text, in_flight=run.in_flight)
+    if pool.state in (S.READY, S.DRAINING):
+        _lose(turn, PoolError(CrashCause.HUNG, text, turn.at.wall))
 
 
 def _liveness_interval(turn: Turn) -> float:

@@ -22,7 +22,6 @@ _WAITING = (PoolState.BACKOFF, PoolState.PARKED)
 def settle(turn: Turn) -> None:
     if _at_rest(turn.pool, turn.at.now):
         return
-    credit_stability(turn)
     _resume(turn)
     if turn.pool.engine is not None:
         engine.watch(turn)
@@ -94,11 +93,14 @@ def admitted(pool: Pool) -> tuple[Admission, RefusalReason]:
     if pool.deleting or (pool.registered is not None and _goes(pool)):
         return Admission.REFUSE, RefusalReason.POOL_DRAINING
     between = pool.reload is not None and pool.wanted and pool.state in (PoolState.STOPPING, PoolState.STOPPED)
-    if pool.held_until is not None or between:
+    if between:
         return Admission.QUEUE, RefusalReason.POOL_NOT_READY
     if pool.state is PoolState.STOPPING and pool.then in (Trigger.RETRY, Trigger.RESUME):
         return Admission.QUEUE, RefusalReason.POOL_NOT_READY  # as in BACKOFF, where it is about to be
-    return admission(pool.state, pool.policy.breaker_state)
+    admitted, reason = admission(pool.state, pool.policy.breaker_state)
+    if admitted is Admission.GRANT and pool.held_until is not None:
+        return Admission.QUEUE, RefusalReason.POOL_NOT_READY
+    return admitted, reason
 
 
 def _goes(pool: Pool) -> bool:

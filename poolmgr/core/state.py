@@ -12,6 +12,7 @@ from poolmgr.core.leases import LeaseTable
 from poolmgr.core.lifecycle import Trigger, advance
 from poolmgr.core.memo import Judged, Memo, RegisteredEngine, RolledBack
 from poolmgr.core.messages import Moment
+from poolmgr.core.progress import Evidence, Suspicion
 from poolmgr.core.restart import RestartPolicy
 from poolmgr.model.engine import EngineFacts, Usage
 from poolmgr.model.lease import Lease
@@ -50,13 +51,16 @@ class EngineRun:
     ready_usage: Usage | None = None
     probe: ProbeTimer = ProbeTimer()
     ticks: int = 0
+    evidence: Evidence = Evidence()
+    suspicion: Suspicion | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RegisteredRun:
     """An engine that somebody else runs, as this daemon has heard of it. Times in boot-time seconds.
 
-    `heard`: its last registration or heartbeat, None before the first. What it did not say is None.
+    `heard`: its last registration or heartbeat, None before the first. What it did not say is None. `hung`: why it gets
+    no lease though it answers.
     """
 
     engine: RegisteredEngine
@@ -67,6 +71,8 @@ class RegisteredRun:
     progress_counter: int | None = None
     ready_at: float | None = None
     probe: ProbeTimer = ProbeTimer()
+    evidence: Evidence = Evidence()
+    hung: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from poolmgr.model.device_health import DriverStatus
+
 
 @dataclass(frozen=True, slots=True)
 class DaemonStatus:
     """`start_time` in Unix seconds. `epoch`: starts on this state directory. `containment`: see ports.Runtime.
 
     `pools_by_state`: counts by PoolState; states without a pool may be left out. `warnings`: each a sentence.
+    `driver`: None without telemetry.
     """
 
     version: str
@@ -27,6 +30,7 @@ class DaemonStatus:
     active_leases: int
     warnings: tuple[str, ...] = ()
     pools_by_state: Mapping[str, int] = field(default_factory=dict)
+    driver: DriverStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,12 +77,26 @@ class ExitRecord:
 class Usage:
     """What an engine's process tree has used so far; None where the host does not say.
 
-    `log_bytes` and `read_bytes` only rise while the tree lives; `rss_bytes` is the sum over its processes.
+    All but `rss_bytes`, the sum over its processes, only rise while the tree lives. `cpu_seconds`: user and system.
     """
 
     log_bytes: int = 0
     rss_bytes: int | None = None
     read_bytes: int | None = None
+    cpu_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How an engine gets on with its requests, as it says itself (LIVE-2).
+
+    `mark` is another one whenever a piece of work was done since the last, and the same as long as none was; what it
+    consists of is the kind's business. None: it counts nothing. `free`: slots without a request; None is unknown.
+    """
+
+    in_flight: int
+    mark: str | None
+    free: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

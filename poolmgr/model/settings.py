@@ -14,7 +14,7 @@ from poolmgr.model.pool import SupervisionOverrides
 
 @dataclass(frozen=True, slots=True)
 class SupervisionSettings:
-    """How engines are watched and restarted (PRE-2, PRE-3, PROC-3, LIVE-1, RST-1 to RST-6)."""
+    """How engines are watched and restarted (PRE-2, PRE-3, PROC-3, LIVE-1, LIVE-2, RST-1 to RST-6)."""
 
     health_check_interval: float = 5.0
     health_check_timeout: float = 3.0
@@ -48,6 +48,12 @@ class SupervisionSettings:
     host_probe_interval: float = 5.0
     loop_lag_limit: float = 1.0
     verify_timeout: float = 30.0
+    stall_window: float = 60.0  # with requests in flight and nothing done, HUNG (LIVE-2)
+    stall_batch_factor: float = 3.0  # never before so many of its longest measured batches
+    stall_cpu_ratio: float = 0.02  # of one core: what a process tree may use and have done no work
+    stall_limit: float = 600.0  # nothing counted for so long, all slots taken: HUNG whatever seems active
+    synthetic_timeout: float = 60.0  # of the request that decides a suspicion; at least
+    synthetic_interval: float = 0.0  # how long an engine without counters goes unasked while leased; 0: for ever
     health_jitter: float = 0.1
     heartbeat_interval: float = 10.0  # of engines that register themselves (ENG-1)
     heartbeat_ttl: float = 30.0
@@ -64,6 +70,19 @@ class LeaseSettings:
     max_waiters: int = 256
     tombstones: int = 1024
     wait_max: float = WAIT_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetrySettings:
+    """How the GPUs are read (DEV-5, TEL-1, TEL-7). `library`: what dlopen gets."""
+
+    library: str = "libnvidia-ml.so.1"
+    kernel_log: bool = True  # whether XIDs are read there too, where that can be
+    rate_hz: float = 10.0
+    depth_seconds: float = 600.0
+    max_bytes: int = 128 * 1024 * 1024
+    discovery_interval: float = 10.0
+    stall_limit: float = 2.0
 
 
 # Each overridable key: the setting it changes, and how many of its units make one of the setting's.

@@ -14,6 +14,7 @@ from typing import Any, Final, TextIO
 
 import structlog
 
+from poolmgr.model.device_health import DeviceNote
 from poolmgr.runtime.bus import Noted
 
 QUEUE_LINES: Final = 8192
@@ -29,10 +30,18 @@ WARNINGS: Final = frozenset(
         "leases_revoked",
         "leases_unknown",
         "engine_lost",
+        "engine_suspected",
+        "engine_hung",
         "restart_flapping",
+        "device_missing",
+        "device_quarantined",
+        "telemetry_stalled",
+        "device_memory_not_stored",
     }
 )
-CRITICAL: Final = frozenset({"restart_storm", "oom_storm", "host_fault", "pool_in_doubt"})
+CRITICAL: Final = frozenset(
+    {"restart_storm", "oom_storm", "host_fault", "pool_in_doubt", "disruption_budget", "mask_violation"}
+)
 
 
 class LogWriter:
@@ -98,8 +107,6 @@ def configure(level: str, log_format: str, stream: TextIO = sys.stderr) -> LogWr
 def log_events(noted: Noted) -> None:
     """A subscriber of the bus: one line per event, with the pool's own fields."""
     pool, name = noted.pool, noted.note.name.value
-    log = structlog.get_logger("poolmgr")
-    write = log.critical if name in CRITICAL else log.warning if name in WARNINGS else log.info
     fields = {
         "pool_id": pool.pool_id,
         "engine": str(pool.spec.engine),
@@ -107,4 +114,17 @@ def log_events(noted: Noted) -> None:
         "restart_count": pool.restart_count,
         **noted.note.fields,
     }
-    write(name, **fields)
+    _writer(name)(name, **fields)
+
+
+def log_device_events(note: DeviceNote) -> None:
+    """As `log_events`, for devices."""
+    name = note.name.value
+    device = {"device_id": note.device_id} if note.device_id else {}
+    _writer(name)(name, **device, **note.fields)
+
+
+def _writer(name: str) -> Callable[..., object]:
+    log = structlog.get_logger("poolmgr")
+    chosen: Callable[..., object] = log.critical if name in CRITICAL else log.warning if name in WARNINGS else log.info
+    return chosen

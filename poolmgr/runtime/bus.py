@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from poolmgr.core.effects import Note
 from poolmgr.core.state import Pool
 from poolmgr.core.view import Fingerprint, view
+from poolmgr.model.device_health import DeviceNote, DeviceView
 from poolmgr.model.pool import PoolView
 
 CAPACITY = 8192
@@ -51,6 +52,28 @@ class Change:
     pool: PublishedPool | None
 
 
+class PublishedDevice:
+    """A device at one revision. `encoded` and `watched` are the edge's, to be sent."""
+
+    __slots__ = ("device_id", "encoded", "revision", "view", "watched")
+
+    def __init__(self, view: DeviceView, revision: int) -> None:
+        self.device_id = view.device.device_id
+        self.revision = revision
+        self.view = view
+        self.encoded: object = None
+        self.watched: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceChange:
+    """One revision: a device as it became, or (`device` None) that it is no longer shown."""
+
+    revision: int
+    device_id: str
+    device: PublishedDevice | None
+
+
 @dataclass(frozen=True, slots=True)
 class Resync:
     """The watcher cannot go on from where it was: `reason` EPOCH_CHANGED, TOO_OLD or TOO_SLOW."""
@@ -67,14 +90,15 @@ class Noted:
 
 
 class Bus:
-    """The daemon's one stream of changes. Used on the event loop only."""
+    """The daemon's one stream of changes, of pools and of devices. Used on the event loop only."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
         self._last = epoch << EPOCH_SHIFT
-        self._changes: deque[Change] = deque(maxlen=CAPACITY)
+        self._changes: deque[Change | DeviceChange] = deque(maxlen=CAPACITY)
         self._waiting: list[asyncio.Future[None]] = []
         self._listeners: list[Callable[[Noted], None]] = []
+        self._device_listeners: list[Callable[[DeviceNote], None]] = []
 
     @property
     def revision(self) -> int:
@@ -89,7 +113,15 @@ class Bus:
     def publish_deletion(self, pool_id: str) -> None:
         self._append(Change(self._last + 1, pool_id, None))
 
-    def _append(self, change: Change) -> None:
+    def publish_device(self, view: DeviceView) -> PublishedDevice:
+        published = PublishedDevice(view, self._last + 1)
+        self._append(DeviceChange(published.revision, published.device_id, published))
+        return published
+
+    def publish_device_gone(self, device_id: str) -> None:
+        self._append(DeviceChange(self._last + 1, device_id, None))
+
+    def _append(self, change: Change | DeviceChange) -> None:
         self._last = change.revision
         self._changes.append(change)
         if self._waiting:
@@ -106,7 +138,15 @@ class Bus:
         for listener in self._listeners:
             listener(noted)
 
-    async def watch(self, after: int) -> AsyncGenerator[list[Change] | Resync, None]:
+    def listen_devices(self, listener: Callable[[DeviceNote], None]) -> None:
+        """As `listen`, for what happens to devices."""
+        self._device_listeners.append(listener)
+
+    def note_device(self, note: DeviceNote) -> None:
+        for listener in self._device_listeners:
+            listener(note)
+
+    async def watch(self, after: int) -> AsyncGenerator[list[Change | DeviceChange] | Resync, None]:
         """Batches of every change after revision `after`, in order; ends with a Resync when there is a gap."""
         if after > self._last or after >> EPOCH_SHIFT != self.epoch:
             yield Resync("EPOCH_CHANGED")

@@ -11,38 +11,37 @@ import errno
 import hashlib
 import json
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from poolmgr.core.effects import Discard, Effect, KillTree, Rest, RunProbe, Start, Terminate, Verify
+from poolmgr.core.effects import AskWork, Discard, Effect, KillTree, Rest, RunProbe, Start, Terminate, Verify
 from poolmgr.core.messages import (
     Adopted,
     AdoptedBeside,
     Exited,
-    Probed,
     Queued,
     Spawned,
     StartRefused,
-    Verified,
 )
 from poolmgr.core.permits import Ask, Place
 from poolmgr.core.starting import engine_arguments
-from poolmgr.core.state import owner, spec_of, version
-from poolmgr.errors import ClientError, EnvironmentFault, InternalError, Reason
-from poolmgr.model.engine import EngineFacts, ExitRecord, LaunchSpec, ProbeOutcome, RecoveredEngine
+from poolmgr.core.state import spec_of, version
+from poolmgr.errors import ClientError, EnvironmentFault, InternalError, PoolmgrError, Reason
+from poolmgr.model.engine import ExitRecord, LaunchSpec, RecoveredEngine
 from poolmgr.model.pool import (
     EngineName,
     PoolRecord,
     PoolSpec,
     PoolState,
-    ProbeKind,
 )
 from poolmgr.ports import Clock, EngineKind, Ports, Probe, Rng, Runtime, Workers
-from poolmgr.runtime.engine_link import EngineLink, Wake, answer, told
+from poolmgr.runtime.device_gate import DEVICE_VARIABLE, CpuOnly, Gate, devices_in, environment_of
+from poolmgr.runtime.engine_link import EngineLink, Gpus, Wake, answer, told
 from poolmgr.runtime.keyed import KeyedLocks
 from poolmgr.runtime.permits import StartPermits
 from poolmgr.runtime.pool_actor import PoolActor
+from poolmgr.runtime.questions import Questions
 from poolmgr.runtime.tasks import Tasks
 
 # A spawn that failed with one of these fails the same way again (RST-8).
@@ -67,6 +66,7 @@ class Outside:
     ports: Ports
     workers: Workers
     rng: Rng
+    gate: Gate = CpuOnly()
 
 
 def mark_of(spec: PoolSpec) -> str:
@@ -112,7 +112,12 @@ class EngineHost:
     """All engines of the daemon. What is done to one engine is done in the order in which it was asked for."""
 
     def __init__(
-        self, outside: Outside, clock: Clock, spawn: Tasks, warnings: deque[str], parallel_starts: int
+        self,
+        outside: Outside,
+        clock: Clock,
+        spawn: Tasks,
+        warnings: deque[str],
+        parallel_starts: int,
     ) -> None:
         self._outside = outside
         self._warnings = warnings
@@ -121,6 +126,7 @@ class EngineHost:
         self._launches: dict[str, LaunchSpec] = {}
         self._order = KeyedLocks()
         self._permits = StartPermits(parallel_starts)
+        self.questions = Questions(outside, clock, spawn, self._gpu_busy)
         self._leaving: dict[str, set[asyncio.Task[None]]] = {}
         self._leftover: dict[str, dict[str, Undo]] = {}
 
@@ -130,10 +136,8 @@ class EngineHost:
                 engine_id = effect.engine_id or self._outside.rng.hex(16)
                 spec = spec_of(actor.pool, effect.generation)
                 self._spawn(self._start(actor, effect, engine_id, spec), "start")
-            case RunProbe():
-                self._spawn(self._probe(actor, effect), "probe")
-            case Verify():
-                self._spawn(self._verify(actor, effect), "verify")
+            case RunProbe() | AskWork() | Verify():
+                self.questions.ask(actor, effect)
             case Terminate(engine_id):
                 self._outside.runtime.terminate(engine_id)
             case KillTree(engine_id):
@@ -200,6 +204,17 @@ class EngineHost:
         finally:
             timer.cancel()
 
+    def claim_ports(self, engines: Sequence[RecoveredEngine]) -> None:
+        """No other engine gets the ports of these, which nobody attached to."""
+        for engine in engines:
+            if engine.port:
+                self._outside.ports.claim(engine.port)
+
+    def give_back_ports(self, engines: Sequence[RecoveredEngine]) -> None:
+        for engine in engines:
+            if engine.port:
+                self._outside.ports.release(engine.port)
+
     def adopt(self, actor: PoolActor, engine: RecoveredEngine, beside: Beside | None = None) -> None:
         """Takes over an engine that runs, though it may have been launched for a spec that is no longer the pool's.
 
@@ -213,7 +228,7 @@ class EngineHost:
         generation = engine.generation if beside else actor.pool.generation
         now = self._launch_of(actor, engine, spec, generation)
         self._launches[engine.engine_id] = now
-        link = EngineLink(actor, engine.engine_id, self._outside.kinds[spec.engine], self._outside.runtime)
+        link = self._link(actor, engine.engine_id, spec, devices_in(now.env))
         try:
             self._outside.runtime.attach(engine.engine_id, link)
         except EnvironmentFault:
@@ -232,6 +247,8 @@ class EngineHost:
         except ClientError:
             # What it was started from has gone since. It runs on; its next start goes through the gates, which say so.
             argv, env = NO_COMMAND_LINE, {}
+        if engine.launch is not None and DEVICE_VARIABLE in engine.launch.env:
+            env = {**env, **environment_of(devices_in(engine.launch.env))}
         return LaunchSpec(
             engine.engine_id, actor.pool.pool_id, generation, argv, env, engine.port,
             mark=mark_of(spec), slots=spec.slots, record=record_of(actor, spec, generation),
@@ -253,7 +270,13 @@ class EngineHost:
         """Holds the start's permit until it has succeeded or failed (PRE-7)."""
         generation = effect.generation
         far = self._clock.now() + PERMIT_SECONDS
-        ask = Ask(engine_id, actor.pool.pool_id, first=not effect.proven)
+        try:
+            devices = self._outside.gate.choose(spec, engine_id)
+        except PoolmgrError as error:
+            permanent = isinstance(error, ClientError)
+            self._refused(actor, effect, engine_id, StartRefused(error.reason, error.message, permanent, generation))
+            return
+        ask = Ask(engine_id, actor.pool.pool_id, devices, first=not effect.proven)
 
         def told(place: Place) -> None:
             actor.tell(Queued(generation, place.position, place.reason))
@@ -277,7 +300,10 @@ class EngineHost:
                 if effect.probe_host:
                     await self._outside.runtime.probe_host()
                 launch = await self._launch(actor, effect, engine_id, spec)
-                link = EngineLink(actor, engine_id, self._outside.kinds[spec.engine], self._outside.runtime)
+                devices = devices_in(launch.env)
+                if devices:
+                    await self._outside.gate.starts(engine_id, devices)
+                link = self._link(actor, engine_id, spec, devices)
                 identity = await self._outside.runtime.start(launch, link)
             except ClientError as error:
                 refused = StartRefused(error.reason, error.message, True, generation)
@@ -293,6 +319,19 @@ class EngineHost:
             self._release_port(engine_id)
         self._refused(actor, effect, engine_id, refused)
 
+    def _link(self, actor: PoolActor, engine_id: str, spec: PoolSpec, devices: tuple[str, ...]) -> EngineLink:
+        out = self._outside
+        return EngineLink(actor, engine_id, out.kinds[spec.engine], out.runtime, Gpus(out.gate, self._spawn, devices))
+
+    def _gpu_busy(self, engine_id: str) -> bool | None:
+        devices = self.devices_of(engine_id)
+        return None if devices is None else self._outside.gate.busy(devices)
+
+    def devices_of(self, engine_id: str) -> tuple[str, ...] | None:
+        """What it was started to see; None where nobody knows."""
+        launch = self._launches.get(engine_id)
+        return devices_in(launch.env) if launch and DEVICE_VARIABLE in launch.env else None
+
     def _refused(self, actor: PoolActor, effect: Start, engine_id: str, fact: StartRefused) -> None:
         if not effect.engine_id:
             self._leave(actor, engine_id, self._outside.runtime.remove)
@@ -300,8 +339,9 @@ class EngineHost:
 
     async def _launch(self, actor: PoolActor, effect: Start, engine_id: str, spec: PoolSpec) -> LaunchSpec:
         """What to start: what was started last in this place, if that has been READY; else anew through the gates."""
-        last = self._launches.get(engine_id)
-        if last is not None and last.argv != NO_COMMAND_LINE and effect.proven and not effect.fresh_port:
+        last, devices = self._launches.get(engine_id), self._outside.gate.choose(spec, engine_id)
+        same = last is not None and last.argv != NO_COMMAND_LINE and devices_in(last.env) == devices
+        if last is not None and same and effect.proven and not effect.fresh_port:
             return last
         await self.check(spec)
         if last is not None and effect.fresh_port:
@@ -309,6 +349,7 @@ class EngineHost:
             last = None
         port = last.port if last else self._outside.ports.reserve(spec.port)
         argv, env = self.command_line(spec, port)
+        env = {**env, **environment_of(devices)}
         launch = LaunchSpec(
             engine_id, actor.pool.pool_id, effect.generation, argv, env, port,
             mark=mark_of(spec), slots=spec.slots, record=record_of(actor, spec, effect.generation),
@@ -320,44 +361,3 @@ class EngineHost:
         launch = self._launches.pop(engine_id, None)
         if launch is not None and launch.port:
             self._outside.ports.release(launch.port)
-
-    async def _probe(self, actor: PoolActor, effect: RunProbe) -> None:
-        out, whose = self._outside, owner(actor.pool, effect.engine_id)
-        run = whose.engine
-        if run is None or run.engine_id != effect.engine_id:
-            return
-        spec, kind = whose.spec, out.kinds[whose.spec.engine]
-        ask = kind.readiness if effect.readiness else kind.liveness
-        target = ask(spec, run.port, effect.timeout)
-        result = await out.probe(target)
-        now = owner(actor.pool, effect.engine_id).engine
-        if now is None or now.engine_id != run.engine_id or not now.main_alive:
-            return
-        owned: bool | None = True  # nothing to own where nothing is asked
-        facts = None
-        if effect.readiness and target.kind != ProbeKind.NONE:
-            owned = out.runtime.owner_of_port(run.engine_id, run.port)
-        if effect.readiness and result.outcome is ProbeOutcome.OK and owned:
-            facts = await self._describe(kind, spec, run.port, effect.timeout)
-        usage = out.runtime.usage(run.engine_id)
-        actor.tell(Probed(run.engine_id, effect.serial, result, usage, owned, facts))
-
-    async def _verify(self, actor: PoolActor, effect: Verify) -> None:
-        """A piece of the engine's own work, where its kind knows one; else its readiness once more."""
-        whose = version(actor.pool, effect.generation)
-        run, kind = whose.engine, self._outside.kinds[whose.spec.engine]
-        if run is None:
-            return  # its end has been told
-        target = kind.verification(whose.spec, run.port, effect.timeout)
-        result = await self._outside.probe(target)
-        now = version(actor.pool, effect.generation).engine
-        if now is None or now.engine_id != run.engine_id:
-            return  # nor does its answer vouch for another engine of this generation
-        detail = "" if result.outcome is ProbeOutcome.OK else f"synthetic request: {result.detail or result.outcome}"
-        actor.tell(Verified(effect.generation, detail))
-
-    async def _describe(self, kind: EngineKind, spec: PoolSpec, port: int, timeout: float) -> EngineFacts | None:
-        try:
-            return await kind.describe(spec, port, timeout)
-        except EnvironmentFault:
-            return None  # it answered its probe; what it is called may stay unknown

@@ -4,34 +4,66 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from poolmgr.core.messages import Adopted, AdoptedBeside, Event, Exited, Spawned, TreeEmpty
 from poolmgr.model.engine import ExitRecord
 from poolmgr.model.pool import LOG_TAIL_CHARACTERS, LOG_TAIL_LINES
 from poolmgr.ports import EngineKind, Runtime
+from poolmgr.runtime.device_gate import Gate
 from poolmgr.runtime.pool_actor import PoolActor
+from poolmgr.runtime.tasks import Tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Gpus:
+    """Those that one engine sees, none for a CPU engine, and who knows them."""
+
+    gate: Gate
+    spawn: Tasks
+    devices: tuple[str, ...] = ()
 
 
 class EngineLink:
     """Carries what a runtime tells about one engine to the pool that it belongs to."""
 
-    def __init__(self, actor: PoolActor, engine_id: str, kind: EngineKind, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        actor: PoolActor,
+        engine_id: str,
+        kind: EngineKind,
+        runtime: Runtime,
+        gpus: Gpus,
+    ) -> None:
         self._actor = actor
         self._engine_id = engine_id
         self._kind = kind
         self._runtime = runtime
+        self._gpus = gpus
+        self._pids: tuple[int, ...] = ()
         self._held: list[Event] | None = []
 
     def begin(self, fact: Spawned | Adopted | AdoptedBeside) -> None:
         """Tells that the engine runs, then what was heard before: one can die before its start has been reported."""
+        self._pids = (fact.adopted.pid if isinstance(fact, AdoptedBeside) else fact.pid,)
         held, self._held = self._held or [], None
         for event in (fact, *held):
             self._actor.tell(event)
 
     def exited(self, record: ExitRecord) -> None:
-        self._tell(told(self._engine_id, record, self._kind, self._runtime))
+        ended = told(self._engine_id, record, self._kind, self._runtime)
+        lost = self._gpus.gate.diagnose(self._gpus.devices) if self._gpus.devices else None
+        self._tell(replace(ended, diagnosis=lost) if lost is not None else ended)
 
     def tree_empty(self) -> None:
+        if self._gpus.devices:
+            self._gpus.spawn(self._released(), "memory of GPUs")
+        else:
+            self._tell(TreeEmpty(self._engine_id))
+
+    async def _released(self) -> None:
+        """An engine has ended once its GPUs are free of it too (PROC-3)."""
+        await self._gpus.gate.released(self._engine_id, self._gpus.devices, self._pids)
         self._tell(TreeEmpty(self._engine_id))
 
     def _tell(self, event: Event) -> None:

@@ -18,10 +18,12 @@ from poolmgr.model.registration import Beat, BeatAnswer, EngineView, Registratio
 from poolmgr.model.settings import LeaseSettings
 from poolmgr.ports import Clock, Store
 from poolmgr.runtime import declared
-from poolmgr.runtime.bus import Bus, Change, PublishedPool, Resync
+from poolmgr.runtime.bus import Bus, Change, DeviceChange, PublishedPool, Resync
+from poolmgr.runtime.devices import DeviceRegistry
 from poolmgr.runtime.engine_host import Outside
 from poolmgr.runtime.generations import Generations, Way
 from poolmgr.runtime.pool_actor import PoolActor
+from poolmgr.runtime.readings import Readings
 from poolmgr.runtime.registrations import Registrations
 from poolmgr.runtime.supervisor import Supervisor, counts
 
@@ -76,6 +78,8 @@ class Facade:
         clock: Clock,
         about: About,
         controls: Controls,
+        devices: DeviceRegistry | None = None,
+        readings: Readings | None = None,
     ) -> None:
         self._supervisor = supervisor
         self.versions = Generations(supervisor, store, clock)
@@ -86,6 +90,22 @@ class Facade:
         self._rng = outside.rng
         self.about = about
         self._controls = controls
+        self._devices = devices
+        self._readings = readings
+
+    @property
+    def devices(self) -> DeviceRegistry:
+        """Raises EnvironmentFault(NO_TELEMETRY) where the daemon has none."""
+        if self._devices is None:
+            raise EnvironmentFault(Reason.NO_TELEMETRY, "this daemon was started without telemetry")
+        return self._devices
+
+    @property
+    def readings(self) -> Readings:
+        """Raises EnvironmentFault(NO_TELEMETRY) where the daemon has none."""
+        if self._readings is None:
+            raise EnvironmentFault(Reason.NO_TELEMETRY, "this daemon was started without telemetry")
+        return self._readings
 
     @property
     def bus(self) -> Bus:
@@ -240,7 +260,7 @@ class Facade:
 
     # Watch.
 
-    def watch(self, after: int) -> AsyncGenerator[list[Change] | Resync, None]:
+    def watch(self, after: int) -> AsyncGenerator[list[Change | DeviceChange] | Resync, None]:
         return self.bus.watch(after)
 
     def follow_log(self, pool_id: str, lines: int) -> AsyncGenerator[tuple[str, ...], None]:
@@ -281,6 +301,7 @@ class Facade:
             active_leases=sum(leased(actor.pool) for actor in actors),
             warnings=(*about.notes, *self._supervisor.warnings),
             pools_by_state=by_state,
+            driver=self._devices.status() if self._devices else None,
         )
 
     def config_values(self) -> Sequence[tuple[str, str, str]]:

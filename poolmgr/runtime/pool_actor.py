@@ -46,7 +46,7 @@ _ANSWERS = (Lease, Refusal)  # a union written in the function would be made for
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What every actor shares. `perform` does what takes time; `forget` removes a deleted pool; `died` hears of each
-    engine that ended unasked."""
+    engine that ended unasked, `failed` of each end that was counted against its pool."""
 
     clock: Clock
     rng: Rng
@@ -59,6 +59,7 @@ class Surroundings:
     perform: Callable[[PoolActor, Effect], None]
     forget: Callable[[PoolActor], None]
     died: Callable[[PoolActor], None]
+    failed: Callable[[PoolActor], None]
 
 
 class PoolActor:
@@ -217,7 +218,7 @@ class PoolActor:
             leases_only = _differ_in_leases_only(before, pool)
             self._publish_if_changed(moment.wall - moment.now, leases_only)
             for effect in effects:
-                self._perform(effect, moment.now)
+                self._perform(effect)
             if not leases_only:
                 self._remember(pool)
         finally:
@@ -246,7 +247,7 @@ class PoolActor:
                 if reached(self.pool):
                     _resolve(future)
 
-    def _perform(self, effect: Effect, now: float) -> None:  # noqa: C901 - flat match
+    def _perform(self, effect: Effect) -> None:  # noqa: C901 - flat match
         match effect:
             case LeaseAnswered(answer):
                 self._deliver(answer.lease_id, answer.result)
@@ -257,7 +258,7 @@ class PoolActor:
             case Note():
                 self._around.bus.note(Noted(self.pool, effect))
             case CountRestart():
-                self._around.counters.count_restart(now)
+                self._around.failed(self)
             case CountDeath():
                 self._around.died(self)
             case Commit():

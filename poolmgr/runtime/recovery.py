@@ -44,7 +44,7 @@ class Recovery:
     engines: EngineHost
     warnings: deque[str]
     boot_id: str
-    doubts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    doubts: dict[str, tuple[RecoveredEngine, ...]] = field(default_factory=dict)
 
     async def take_over(self, pools: Mapping[str, Known], found: Sequence[RecoveredEngine]) -> None:
         by_pool = sorted(found, key=lambda engine: (engine.pool_id, -engine.generation))
@@ -130,7 +130,8 @@ class Recovery:
         detail = "; ".join(f"engine {e.engine_id}: {e.detail or e.state.value.lower()}" for e in engines)
         text = f"{detail}. End what is not wanted, then stop the pool"
         self.warnings.append(f"pool {actor.pool.pool_id} is in doubt: {text}")
-        self.doubts[actor.pool.pool_id] = tuple(e.engine_id for e in engines)
+        self.doubts[actor.pool.pool_id] = tuple(engines)
+        self.engines.claim_ports(engines)  # one that still loads does not listen yet
         actor.tell(InDoubt(engines[0].engine_id, text))
 
     async def _remove(self, engine: RecoveredEngine) -> None:
@@ -144,7 +145,7 @@ class Recovery:
         if any(engine.state is not RecoveryState.DEAD for engine in found):
             return
         if all([await self._ended(engine) for engine in found]):
-            self.doubts.pop(actor.pool.pool_id, None)
+            self.engines.give_back_ports(self.doubts.pop(actor.pool.pool_id, ()))
             actor.tell(Cleared())
 
 

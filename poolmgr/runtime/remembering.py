@@ -19,7 +19,9 @@ from poolmgr.model.pool import PoolRecord
 from poolmgr.ports import Clock, Store
 from poolmgr.runtime.tasks import Tasks
 
-RETRY_SECONDS = 5.0  # after a change that the store did not take; room on a disk tells nobody that it is back
+# After a change that the store did not take: room on a disk tells nobody that it is back. The first tries come soon,
+# for what is not stored is lost with the daemon.
+RETRY_SECONDS, RETRY_SECONDS_MAX = 0.1, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +88,21 @@ class Remembering:
             self._spawn(self._write_behind(), "remember")
 
     async def _write_behind(self) -> None:
-        told = False
+        tries = 0
         while self._wanted is not None and self._wanted != self._stored and not self._closed:
             try:
                 async with self._turn:
                     await self.put(self._wanted)
             except EnvironmentFault as fault:
-                if not told:
+                if not tries:
                     self._warnings.append(f"pool {self._pool_id}: not stored yet: {fault.message}")
-                told = True
-                await self._pause()
+                await self._pause(min(RETRY_SECONDS_MAX, RETRY_SECONDS * 2.0 ** min(tries, 16)))
+                tries += 1
         self._behind = False
 
-    async def _pause(self) -> None:
+    async def _pause(self, seconds: float) -> None:
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        timer = self._clock.call_at(self._clock.now() + RETRY_SECONDS, lambda: _resolve(over))
+        timer = self._clock.call_at(self._clock.now() + seconds, lambda: _resolve(over))
         try:
             await over
         finally:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from poolmgr.core.effects import Effect
 from poolmgr.core.memo import Memo
-from poolmgr.core.messages import HostFault, LeasesKept, Preload, Recovered, Stop
+from poolmgr.core.messages import DevicesChanged, HostFault, LeasesKept, Preload, Recovered, Stop
 from poolmgr.core.state import changed, may_serve, new_pool, remembering
 from poolmgr.errors import ClientError, EnvironmentFault, PoolmgrError, Reason
 from poolmgr.model.engine import RecoveryState
@@ -60,7 +60,7 @@ class Supervisor:
         self.recording = Recording(store, self.counters)
         self._around = Surroundings(
             clock, rng, bus, self.counters, self.recording, store, spawn, self.warnings, self._perform,
-            self._forget, self._died,
+            self._forget, self._died, self._failed,
         )  # fmt: skip
         self._recovery = Recovery(self.engines, self.warnings, clock.boot_id)
         self._actors: dict[str, PoolActor] = {}
@@ -98,6 +98,7 @@ class Supervisor:
     async def check(self, spec: PoolSpec) -> None:
         """Raises ClientError for a spec that this host cannot run."""
         self.validate(spec)
+        self._outside.gate.check(spec)
         await self.engines.check(spec)
 
     def validate(self, spec: PoolSpec) -> None:
@@ -125,6 +126,7 @@ class Supervisor:
             try:
                 self.validate(spec)
                 if gates:
+                    self._outside.gate.check(spec)
                     await self.engines.check(spec)
                 record = PoolRecord(pool_id, spec, 1, origin, self._clock.wall())
                 memo = Memo(1, 1, wanted=spec.preload, good=(1,))
@@ -315,7 +317,7 @@ class Supervisor:
         async with self.reloads:
             actor = self.actor(pool_id)
             if actor.pool.state is PoolState.UNKNOWN:
-                doubts = self._recovery.doubts.get(pool_id, ())
+                doubts = [engine.engine_id for engine in self._recovery.doubts.get(pool_id, ())]
                 await self._recovery.clear(actor, await self._outside.runtime.recover(doubts))
 
     def _died(self, actor: PoolActor) -> None:
@@ -323,6 +325,19 @@ class Supervisor:
         for pool_id in self.counters.count_death(self._clock.now(), actor.pool.pool_id, alive):
             if pool_id in self._actors:
                 self._actors[pool_id].tell(HostFault())
+
+    def devices_changed(self) -> None:
+        """What keeps a pool from its devices may be over."""
+        for actor in self.actors():
+            if actor.pool.state is PoolState.BACKOFF:
+                actor.tell(DevicesChanged())
+
+    def _failed(self, actor: PoolActor) -> None:
+        self.counters.count_restart(self._clock.now())
+        run, error = actor.pool.engine, actor.pool.last_error
+        if run is not None and error is not None:
+            devices = self.engines.devices_of(run.engine_id) or ()
+            self._outside.gate.failed(devices, actor.pool.pool_id, run.generation, error.reason)
 
     def _reserve_fences(self) -> None:
         self._spawn(self._more_fences(), "fences")

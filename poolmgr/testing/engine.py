@@ -5,7 +5,9 @@ heavy module of it, so that it starts in about 20 ms. It takes llama-server's ow
 
 While it runs, ``POST /_control`` with a JSON object changes it at once: ``{"health": 500}`` sets the status of
 /health, ``{"hang": true}`` holds completions until ``{"hang": false}``, ``{"lie": true}`` fails them with 500,
-``{"log": "text"}`` prints, ``{"exit": 3}`` and ``{"signal": 9}`` end it after the answer is sent.
+``{"stuck": 2}`` shows two requests in flight that never get on, ``{"spin": true}`` computes for nothing,
+``{"log": "text"}`` prints, ``{"gpu": {"GPU-<uuid>": 1048576}}`` holds bytes of a simulated GPU, whether it is in the
+mask or not, ``{"exit": 3}`` and ``{"signal": 9}`` end it after the answer is sent.
 """
 
 from __future__ import annotations
@@ -44,6 +46,9 @@ class Script:
         self.lock = threading.Lock()
         self.processing = 0
         self.completions = 0
+        self.stuck = int(options.stuck)
+        self.spinning = threading.Event()
+        self.gpus = Gpus(str(options.gpu_library), str(options.gpu_state)) if options.gpu_library else None
         if not options.hang_requests:
             self.flowing.set()
 
@@ -53,9 +58,26 @@ class Script:
         self.lie = bool(change.get("lie", self.lie))
         if "hang" in change:
             (self.flowing.clear if change["hang"] else self.flowing.set)()
+        self.stuck = int(change.get("stuck", self.stuck))
+        if "spin" in change:
+            (self.spinning.set if change["spin"] else self.spinning.clear)()
+        for uuid, held in change.get("gpu", {}).items():
+            self.hold(uuid, int(held))
         if "log" in change:
             say(str(change["log"]))
         return [(kind, int(change[kind])) for kind in ("exit", "signal") if kind in change]
+
+    def hold(self, uuid: str, held: int) -> None:
+        """Holds so many bytes of a device, as CUDA does it: what does not fit, or is not there, ends the process."""
+        if self.gpus is None:
+            say("no simulated GPU: --gpu-library is missing")
+            return
+        wrong = self.gpus.hold(uuid, held)
+        if wrong:
+            say(f"CUDA error: {os.strerror(wrong)}: {held} bytes on device {uuid}")
+            self.endings.put(("exit", 1))
+        else:
+            say(f"holds {held} bytes of {uuid}")
 
     def complete(self, request: dict[str, Any]) -> Reply:
         with self.lock:
@@ -70,6 +92,24 @@ class Script:
         finally:
             with self.lock:
                 self.processing -= 1
+
+
+class Gpus:
+    """Memory of simulated GPUs, by the door that the simulated driver's library has for programs."""
+
+    def __init__(self, library: str, state: str) -> None:
+        import ctypes  # only who has GPUs pays for it
+
+        os.environ["POOLMGR_SIM_STATE"] = state
+        self._driver = ctypes.CDLL(library)
+        self._bytes = ctypes.c_ulonglong
+
+    def hold(self, uuid: str, held: int) -> int:
+        """In place of what was held there; 0 gives it back. The errno of what went wrong, 0 when nothing did."""
+        name, pid = uuid.encode(), os.getpid()
+        if held == 0:
+            return -int(self._driver.poolmgr_sim_release(name, pid))
+        return -int(self._driver.poolmgr_sim_take(name, pid, self._bytes(held)))
 
 
 def error(code: int, message: str) -> object:
@@ -93,16 +133,16 @@ def props(script: Script) -> Reply:
 
 
 def slots(script: Script) -> Reply:
-    total, busy = script.options.parallel, script.processing
+    total, busy = script.options.parallel, script.processing + script.stuck
     context = script.options.ctx_size // total
     return 200, [{"id": i, "n_ctx": context, "is_processing": i < busy} for i in range(total)]
 
 
 def metrics(script: Script) -> Reply:
-    total = script.options.parallel
+    total, busy = script.options.parallel, script.processing + script.stuck
     return 200, (
-        f"llamacpp:requests_processing {min(script.processing, total)}\n"
-        f"llamacpp:requests_deferred {max(script.processing - total, 0)}\n"
+        f"llamacpp:requests_processing {min(busy, total)}\n"
+        f"llamacpp:requests_deferred {max(busy - total, 0)}\n"
         f"llamacpp:n_decode_total {script.completions}\n"
     )
 
@@ -201,8 +241,14 @@ def leave_children(options: argparse.Namespace) -> None:
 
 
 def load(script: Script) -> None:
-    """Loads for as long as it is told, in ten steps with a line each; an ending that comes meanwhile is performed."""
+    """Loads for as long as it is told, in ten steps with a line each; an ending that comes meanwhile is performed.
+
+    What it is to hold of GPUs it holds from the beginning, on all that it is shown.
+    """
     options = script.options
+    for uuid in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if options.gpu_memory else ():
+        if uuid:
+            script.hold(uuid, options.gpu_memory)
     for percent in range(10, 101, 10):
         due = None if options.never_ready and percent == 100 else options.load_seconds / 10
         await_ending(script, due)
@@ -246,6 +292,16 @@ def reach(script: Script, stage: str) -> None:
         after(options.unhealthy_after, lambda: script.control({"health": 500}))
 
 
+def spin(script: Script) -> None:
+    """Keeps a core at work while it is told to; half of it, so that the others are answered."""
+    never = threading.Event()
+    while True:
+        script.spinning.wait()
+        for _ in range(100_000):
+            pass
+        never.wait(0.005)
+
+
 def after(seconds: float, action: Callable[[], object]) -> None:
     timer = threading.Timer(seconds, action)
     timer.daemon = True
@@ -278,10 +334,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--leave-children", type=int, default=0, metavar="N")
     parser.add_argument("--escape", action="store_true", help="children leave the session and process group")
     parser.add_argument("--hang-requests", action="store_true", help="completions hang while /health answers")
+    parser.add_argument("--stuck", type=int, default=0, metavar="N", help="N requests in flight that never get on")
     parser.add_argument("--lie-ready", action="store_true", help="/health says 200, completions fail with 500")
     parser.add_argument("--unhealthy-after", type=float, metavar="SECONDS", help="/health says 500 from then on")
     parser.add_argument("--no-listen", action="store_true", help="runs without a socket")
     parser.add_argument("--ignore-bind-failure", action="store_true", help="runs on when a stranger has the port")
+    parser.add_argument("--gpu-library", default="", help="of the simulated driver, for what follows")
+    parser.add_argument("--gpu-state", default="", help="the simulated driver's state file")
+    parser.add_argument("--gpu-memory", type=int, default=0, metavar="BYTES", help="held of each device of the mask")
     return parser.parse_args(argv)
 
 
@@ -292,6 +352,7 @@ def main(argv: list[str]) -> NoReturn:
     signal.signal(signal.SIGTERM, stop)
     say(f"scripted engine pid={os.getpid()} port={options.port}")
     leave_children(options)
+    threading.Thread(target=spin, args=(script,), daemon=True).start()
     reach(script, "spawn")
     listen(script)
     reach(script, "bind")

@@ -20,6 +20,7 @@ from poolmgr.model.engine import (
     ProbeResult,
     ProbeTarget,
     ProcessIdentity,
+    Progress,
     RecoveredEngine,
     RecoveryState,
     Usage,
@@ -146,6 +147,7 @@ class ScriptedKind:
     facts: EngineFacts = field(default_factory=lambda: EngineFacts("fake-1"))
     diagnosis: Diagnosis | None = None
     checked: int = 0
+    working: Progress | None = None
 
     def validate(self, spec: PoolSpec) -> None:
         pass
@@ -169,6 +171,9 @@ class ScriptedKind:
 
     async def describe(self, spec: PoolSpec, port: int, timeout: float) -> EngineFacts:
         return self.facts
+
+    async def progress(self, spec: PoolSpec, port: int, timeout: float) -> Progress | None:
+        return self.working
 
     def diagnose(self, record: ExitRecord, log_tail: Sequence[str]) -> Diagnosis | None:
         return self.diagnosis

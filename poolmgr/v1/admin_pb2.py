@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16poolmgr/v1/admin.proto\x12\npoolmgr.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\x86\x03\n\x06Status\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x06 \x01(\t\x12\x11\n\tstate_dir\x18\x07 \x01(\t\x12\x13\n\x0b\x63ontainment\x18\x08 \x01(\t\x12\r\n\x05pools\x18\t \x01(\r\x12\x13\n\x0bpools_ready\x18\n \x01(\r\x12\x14\n\x0c\x65ngines_live\x18\x0b \x01(\r\x12\x15\n\ractive_leases\x18\x0c \x01(\r\x12\x10\n\x08warnings\x18\r \x03(\t\x12<\n\x0epools_by_state\x18\x0e \x03(\x0b\x32$.poolmgr.v1.Status.PoolsByStateEntry\x1a\x33\n\x11PoolsByStateEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\x12\n\x10GetConfigRequest\"9\n\x0b\x43onfigValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0e\n\x06origin\x18\x03 \x01(\t\"?\n\x06\x43onfig\x12\'\n\x06values\x18\x01 \x03(\x0b\x32\x17.poolmgr.v1.ConfigValue\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\",\n\x13ReloadConfigRequest\x12\x15\n\rvalidate_only\x18\x01 \x01(\x08\"u\n\x14ReloadConfigResponse\x12\x15\n\rpools_created\x18\x01 \x03(\t\x12\x15\n\rpools_updated\x18\x02 \x03(\t\x12\x15\n\rpools_deleted\x18\x03 \x03(\t\x12\x18\n\x10restart_required\x18\x04 \x03(\t\"\'\n\x0fShutdownRequest\x12\x14\n\x0cstop_engines\x18\x01 \x01(\x08\"0\n\x10ShutdownResponse\x12\x1c\n\x14\x65ngines_left_running\x18\x01 \x01(\r2\xa6\x02\n\x0c\x41\x64minService\x12=\n\tGetStatus\x12\x1c.poolmgr.v1.GetStatusRequest\x1a\x12.poolmgr.v1.Status\x12=\n\tGetConfig\x12\x1c.poolmgr.v1.GetConfigRequest\x1a\x12.poolmgr.v1.Config\x12Q\n\x0cReloadConfig\x12\x1f.poolmgr.v1.ReloadConfigRequest\x1a .poolmgr.v1.ReloadConfigResponse\x12\x45\n\x08Shutdown\x12\x1b.poolmgr.v1.ShutdownRequest\x1a\x1c.poolmgr.v1.ShutdownResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16poolmgr/v1/admin.proto\x12\npoolmgr.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\xaa\x03\n\x06Status\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x06 \x01(\t\x12\x11\n\tstate_dir\x18\x07 \x01(\t\x12\x13\n\x0b\x63ontainment\x18\x08 \x01(\t\x12\r\n\x05pools\x18\t \x01(\r\x12\x13\n\x0bpools_ready\x18\n \x01(\r\x12\x14\n\x0c\x65ngines_live\x18\x0b \x01(\r\x12\x15\n\ractive_leases\x18\x0c \x01(\r\x12\x10\n\x08warnings\x18\r \x03(\t\x12<\n\x0epools_by_state\x18\x0e \x03(\x0b\x32$.poolmgr.v1.Status.PoolsByStateEntry\x12\"\n\x06\x64river\x18\x0f \x01(\x0b\x32\x12.poolmgr.v1.Driver\x1a\x33\n\x11PoolsByStateEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\xf0\x04\n\x06\x44river\x12\x0f\n\x07\x64\x65vices\x18\x01 \x01(\r\x12\x16\n\x0e\x64river_version\x18\x02 \x01(\t\x12\x14\n\x0c\x63uda_version\x18\x03 \x01(\t\x12+\n\x07\x61\x62sence\x18\x04 \x01(\x0e\x32\x1a.poolmgr.v1.Driver.Absence\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x0e\n\x06\x61\x64vice\x18\x06 \x01(\t\x12\x11\n\tsimulated\x18\x07 \x01(\t\x12\x30\n\rdiscovery_age\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\nring_depth\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\nring_bytes\x18\n \x01(\x04H\x00\x88\x01\x01\x12\x19\n\x0cring_rate_hz\x18\x0b \x01(\x01H\x01\x88\x01\x01\x12\x30\n\rheartbeat_age\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07stalled\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06stalls\x18\x0e \x01(\r\"\xa2\x01\n\x07\x41\x62sence\x12\x17\n\x13\x41\x42SENCE_UNSPECIFIED\x10\x00\x12\x0e\n\nNO_LIBRARY\x10\x01\x12\r\n\tNO_DRIVER\x10\x02\x12\x13\n\x0f\x44RIVER_MISMATCH\x10\x03\x12\x0e\n\nNO_DEVICES\x10\x04\x12\x11\n\rNO_PERMISSION\x10\x05\x12\x0b\n\x07STALLED\x10\x06\x12\x0e\n\nNOT_LOOKED\x10\x07\x12\n\n\x06\x46\x41ILED\x10\x08\x42\r\n\x0b_ring_bytesB\x0f\n\r_ring_rate_hz\"\x12\n\x10GetConfigRequest\"9\n\x0b\x43onfigValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0e\n\x06origin\x18\x03 \x01(\t\"?\n\x06\x43onfig\x12\'\n\x06values\x18\x01 \x03(\x0b\x32\x17.poolmgr.v1.ConfigValue\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\",\n\x13ReloadConfigRequest\x12\x15\n\rvalidate_only\x18\x01 \x01(\x08\"u\n\x14ReloadConfigResponse\x12\x15\n\rpools_created\x18\x01 \x03(\t\x12\x15\n\rpools_updated\x18\x02 \x03(\t\x12\x15\n\rpools_deleted\x18\x03 \x03(\t\x12\x18\n\x10restart_required\x18\x04 \x03(\t\"\'\n\x0fShutdownRequest\x12\x14\n\x0cstop_engines\x18\x01 \x01(\x08\"0\n\x10ShutdownResponse\x12\x1c\n\x14\x65ngines_left_running\x18\x01 \x01(\r2\xa6\x02\n\x0c\x41\x64minService\x12=\n\tGetStatus\x12\x1c.poolmgr.v1.GetStatusRequest\x1a\x12.poolmgr.v1.Status\x12=\n\tGetConfig\x12\x1c.poolmgr.v1.GetConfigRequest\x1a\x12.poolmgr.v1.Config\x12Q\n\x0cReloadConfig\x12\x1f.poolmgr.v1.ReloadConfigRequest\x1a .poolmgr.v1.ReloadConfigResponse\x12\x45\n\x08Shutdown\x12\x1b.poolmgr.v1.ShutdownRequest\x1a\x1c.poolmgr.v1.ShutdownResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,26 +35,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STATUS_POOLSBYSTATEENTRY']._loaded_options = None
   _globals['_STATUS_POOLSBYSTATEENTRY']._serialized_options = b'8\001'
-  _globals['_GETSTATUSREQUEST']._serialized_start=71
-  _globals['_GETSTATUSREQUEST']._serialized_end=89
-  _globals['_STATUS']._serialized_start=92
-  _globals['_STATUS']._serialized_end=482
-  _globals['_STATUS_POOLSBYSTATEENTRY']._serialized_start=431
-  _globals['_STATUS_POOLSBYSTATEENTRY']._serialized_end=482
-  _globals['_GETCONFIGREQUEST']._serialized_start=484
-  _globals['_GETCONFIGREQUEST']._serialized_end=502
-  _globals['_CONFIGVALUE']._serialized_start=504
-  _globals['_CONFIGVALUE']._serialized_end=561
-  _globals['_CONFIG']._serialized_start=563
-  _globals['_CONFIG']._serialized_end=626
-  _globals['_RELOADCONFIGREQUEST']._serialized_start=628
-  _globals['_RELOADCONFIGREQUEST']._serialized_end=672
-  _globals['_RELOADCONFIGRESPONSE']._serialized_start=674
-  _globals['_RELOADCONFIGRESPONSE']._serialized_end=791
-  _globals['_SHUTDOWNREQUEST']._serialized_start=793
-  _globals['_SHUTDOWNREQUEST']._serialized_end=832
-  _globals['_SHUTDOWNRESPONSE']._serialized_start=834
-  _globals['_SHUTDOWNRESPONSE']._serialized_end=882
-  _globals['_ADMINSERVICE']._serialized_start=885
-  _globals['_ADMINSERVICE']._serialized_end=1179
+  _globals['_GETSTATUSREQUEST']._serialized_start=103
+  _globals['_GETSTATUSREQUEST']._serialized_end=121
+  _globals['_STATUS']._serialized_start=124
+  _globals['_STATUS']._serialized_end=550
+  _globals['_STATUS_POOLSBYSTATEENTRY']._serialized_start=499
+  _globals['_STATUS_POOLSBYSTATEENTRY']._serialized_end=550
+  _globals['_DRIVER']._serialized_start=553
+  _globals['_DRIVER']._serialized_end=1177
+  _globals['_DRIVER_ABSENCE']._serialized_start=983
+  _globals['_DRIVER_ABSENCE']._serialized_end=1145
+  _globals['_GETCONFIGREQUEST']._serialized_start=1179
+  _globals['_GETCONFIGREQUEST']._serialized_end=1197
+  _globals['_CONFIGVALUE']._serialized_start=1199
+  _globals['_CONFIGVALUE']._serialized_end=1256
+  _globals['_CONFIG']._serialized_start=1258
+  _globals['_CONFIG']._serialized_end=1321
+  _globals['_RELOADCONFIGREQUEST']._serialized_start=1323
+  _globals['_RELOADCONFIGREQUEST']._serialized_end=1367
+  _globals['_RELOADCONFIGRESPONSE']._serialized_start=1369
+  _globals['_RELOADCONFIGRESPONSE']._serialized_end=1486
+  _globals['_SHUTDOWNREQUEST']._serialized_start=1488
+  _globals['_SHUTDOWNREQUEST']._serialized_end=1527
+  _globals['_SHUTDOWNRESPONSE']._serialized_start=1529
+  _globals['_SHUTDOWNRESPONSE']._serialized_end=1577
+  _globals['_ADMINSERVICE']._serialized_start=1580
+  _globals['_ADMINSERVICE']._serialized_end=1874
 # @@protoc_insertion_point(module_scope)

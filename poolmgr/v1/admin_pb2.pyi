@@ -5,9 +5,11 @@ The daemon itself."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -72,6 +74,7 @@ class Status(_message.Message):
     ACTIVE_LEASES_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     POOLS_BY_STATE_FIELD_NUMBER: _builtins.int
+    DRIVER_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     pid: _builtins.int
     epoch: _builtins.int
@@ -95,6 +98,10 @@ class Status(_message.Message):
     def pools_by_state(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Pools by state name."""
 
+    @_builtins.property
+    def driver(self) -> Global___Driver:
+        """Absent when this daemon was started without telemetry."""
+
     def __init__(
         self,
         *,
@@ -112,14 +119,137 @@ class Status(_message.Message):
         active_leases: _builtins.int = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         pools_by_state: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        driver: Global___Driver | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["driver", b"driver", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_leases", b"active_leases", "address", b"address", "containment", b"containment", "engines_live", b"engines_live", "epoch", b"epoch", "pid", b"pid", "pools", b"pools", "pools_by_state", b"pools_by_state", "pools_ready", b"pools_ready", "revision", b"revision", "start_time", b"start_time", "state_dir", b"state_dir", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_leases", b"active_leases", "address", b"address", "containment", b"containment", "driver", b"driver", "engines_live", b"engines_live", "epoch", b"epoch", "pid", b"pid", "pools", b"pools", "pools_by_state", b"pools_by_state", "pools_ready", b"pools_ready", "revision", b"revision", "start_time", b"start_time", "state_dir", b"state_dir", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Status: _TypeAlias = Status  # noqa: Y015
+
+@_typing.final
+class Driver(_message.Message):
+    """How the daemon stands with the GPU driver. What is not known is absent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Absence:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _AbsenceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Driver._Absence.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ABSENCE_UNSPECIFIED: Driver._Absence.ValueType  # 0
+        NO_LIBRARY: Driver._Absence.ValueType  # 1
+        """libnvidia-ml is not installed."""
+        NO_DRIVER: Driver._Absence.ValueType  # 2
+        """The library is there, its kernel module is not."""
+        DRIVER_MISMATCH: Driver._Absence.ValueType  # 3
+        """They are of different versions."""
+        NO_DEVICES: Driver._Absence.ValueType  # 4
+        """The driver runs and shows none."""
+        NO_PERMISSION: Driver._Absence.ValueType  # 5
+        STALLED: Driver._Absence.ValueType  # 6
+        """A call of the driver has not come back."""
+        NOT_LOOKED: Driver._Absence.ValueType  # 7
+        """No look has ended yet."""
+        FAILED: Driver._Absence.ValueType  # 8
+
+    class Absence(_Absence, metaclass=_AbsenceEnumTypeWrapper): ...
+    ABSENCE_UNSPECIFIED: Driver.Absence.ValueType  # 0
+    NO_LIBRARY: Driver.Absence.ValueType  # 1
+    """libnvidia-ml is not installed."""
+    NO_DRIVER: Driver.Absence.ValueType  # 2
+    """The library is there, its kernel module is not."""
+    DRIVER_MISMATCH: Driver.Absence.ValueType  # 3
+    """They are of different versions."""
+    NO_DEVICES: Driver.Absence.ValueType  # 4
+    """The driver runs and shows none."""
+    NO_PERMISSION: Driver.Absence.ValueType  # 5
+    STALLED: Driver.Absence.ValueType  # 6
+    """A call of the driver has not come back."""
+    NOT_LOOKED: Driver.Absence.ValueType  # 7
+    """No look has ended yet."""
+    FAILED: Driver.Absence.ValueType  # 8
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    DRIVER_VERSION_FIELD_NUMBER: _builtins.int
+    CUDA_VERSION_FIELD_NUMBER: _builtins.int
+    ABSENCE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    ADVICE_FIELD_NUMBER: _builtins.int
+    SIMULATED_FIELD_NUMBER: _builtins.int
+    DISCOVERY_AGE_FIELD_NUMBER: _builtins.int
+    RING_DEPTH_FIELD_NUMBER: _builtins.int
+    RING_BYTES_FIELD_NUMBER: _builtins.int
+    RING_RATE_HZ_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_AGE_FIELD_NUMBER: _builtins.int
+    STALLED_FIELD_NUMBER: _builtins.int
+    STALLS_FIELD_NUMBER: _builtins.int
+    devices: _builtins.int
+    """Devices that are there."""
+    driver_version: _builtins.str
+    cuda_version: _builtins.str
+    absence: Global___Driver.Absence.ValueType
+    """Why there are none; the rest of a sentence in message, what to do in advice."""
+    message: _builtins.str
+    advice: _builtins.str
+    simulated: _builtins.str
+    """Name of the scenario; empty on a real driver."""
+    ring_bytes: _builtins.int
+    ring_rate_hz: _builtins.float
+    stalls: _builtins.int
+    """How often it has stalled since the daemon's start."""
+    @_builtins.property
+    def discovery_age(self) -> _duration_pb2.Duration:
+        """Since the last look at the devices."""
+
+    @_builtins.property
+    def ring_depth(self) -> _duration_pb2.Duration:
+        """How far back samples go, how large the ring is, how often it gets a row."""
+
+    @_builtins.property
+    def heartbeat_age(self) -> _duration_pb2.Duration:
+        """Since the telemetry process last showed that it samples."""
+
+    @_builtins.property
+    def stalled(self) -> _duration_pb2.Duration:
+        """For how long the driver has not answered; absent while it does."""
+
+    def __init__(
+        self,
+        *,
+        devices: _builtins.int = ...,
+        driver_version: _builtins.str = ...,
+        cuda_version: _builtins.str = ...,
+        absence: Global___Driver.Absence.ValueType = ...,
+        message: _builtins.str = ...,
+        advice: _builtins.str = ...,
+        simulated: _builtins.str = ...,
+        discovery_age: _duration_pb2.Duration | None = ...,
+        ring_depth: _duration_pb2.Duration | None = ...,
+        ring_bytes: _builtins.int | None = ...,
+        ring_rate_hz: _builtins.float | None = ...,
+        heartbeat_age: _duration_pb2.Duration | None = ...,
+        stalled: _duration_pb2.Duration | None = ...,
+        stalls: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ring_bytes", b"_ring_bytes", "_ring_rate_hz", b"_ring_rate_hz", "discovery_age", b"discovery_age", "heartbeat_age", b"heartbeat_age", "ring_bytes", b"ring_bytes", "ring_depth", b"ring_depth", "ring_rate_hz", b"ring_rate_hz", "stalled", b"stalled"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ring_bytes", b"_ring_bytes", "_ring_rate_hz", b"_ring_rate_hz", "absence", b"absence", "advice", b"advice", "cuda_version", b"cuda_version", "devices", b"devices", "discovery_age", b"discovery_age", "driver_version", b"driver_version", "heartbeat_age", b"heartbeat_age", "message", b"message", "ring_bytes", b"ring_bytes", "ring_depth", b"ring_depth", "ring_rate_hz", b"ring_rate_hz", "simulated", b"simulated", "stalled", b"stalled", "stalls", b"stalls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ring_bytes: _TypeAlias = _typing.Literal["ring_bytes"]  # noqa: Y015
+    _WhichOneofArgType__ring_bytes: _TypeAlias = _typing.Literal["_ring_bytes", b"_ring_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__ring_rate_hz: _TypeAlias = _typing.Literal["ring_rate_hz"]  # noqa: Y015
+    _WhichOneofArgType__ring_rate_hz: _TypeAlias = _typing.Literal["_ring_rate_hz", b"_ring_rate_hz"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ring_bytes) -> _WhichOneofReturnType__ring_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ring_rate_hz) -> _WhichOneofReturnType__ring_rate_hz | None: ...
+
+Global___Driver: _TypeAlias = Driver  # noqa: Y015
 
 @_typing.final
 class GetConfigRequest(_message.Message):

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from poolmgr.adapters.engines import default_kinds
 from poolmgr.adapters.engines.command import CommandEngine
 from poolmgr.adapters.engines.llamacpp import LAUNCHER, LlamaCppEngine
 from poolmgr.errors import ClientError, EnvironmentFault, Reason
-from poolmgr.model.engine import EngineFacts, ExitRecord, ProbeTarget
+from poolmgr.model.engine import CrashCause, EngineFacts, ExitRecord, ProbeTarget
 from poolmgr.model.pool import EngineName, ModelSpec, PoolSpec, ProbeKind, ProbeSpec
+from poolmgr.testing.gguf import write_tiny_llama
 
 LOGS = Path(__file__).parents[1] / "data" / "logs"
 MODEL = ModelSpec(path="/models/a.gguf")
@@ -113,16 +115,6 @@ def test_a_pool_cannot_set_what_the_daemon_decides_or_what_is_no_name(name: str)
 
 def test_an_environment_value_with_a_nul_byte_is_refused() -> None:
     assert refusal(command(env={"A": "x\0"})).reason is Reason.INVALID_ARGUMENT
-
-
-@pytest.mark.behaviour("PRE-6")
-@pytest.mark.parametrize("mask", ["0", "0,1", "GPU-8d3c", "all", "NONE"])
-def test_a_pool_that_asks_for_gpus_never_runs_without(mask: str) -> None:
-    for spec in (command(device_mask=mask), llama(device_mask=mask)):
-        refused = refusal(spec)
-        assert refused.reason is Reason.GPU_REQUIRED
-        assert refused.numbers == {"device_mask": mask, "devices": 0}
-        assert "0 devices" in refused.message
 
 
 @pytest.mark.parametrize(
@@ -367,3 +359,44 @@ def test_a_message_is_bounded_however_long_the_line() -> None:
 def test_a_command_that_is_told_its_port_is_ready_when_it_listens_there(args, kind):
     spec = command(args=args)
     assert CommandEngine().readiness(spec, 81, 2.0).kind == CommandEngine().liveness(spec, 81, 2.0).kind == kind
+
+
+@pytest.mark.behaviour("LIVE-3")
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("ggml_backend_cuda_buffer_type_alloc_buffer: allocating 9.0 MiB on device 0: cudaMalloc failed: out of memory",
+         CrashCause.GPU_OOM),
+        ("0.54.236.075 E CUDA error: an illegal memory access was encountered", CrashCause.CUDA_ERROR),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", CrashCause.GPU_OOM),
+        ("RuntimeError: CUDA error: device-side assert triggered", CrashCause.CUDA_ERROR),
+        ("CUBLAS_STATUS_EXECUTION_FAILED when calling cublasGemmEx", CrashCause.CUDA_ERROR),
+    ],
+)  # fmt: skip
+def test_what_cuda_says_of_a_death_is_its_cause_and_not_held_against_the_spec(line: str, cause: CrashCause) -> None:
+    for kind in (LlamaCppEngine(nobody), CommandEngine()):
+        diagnosis = kind.diagnose(ExitRecord(signal=6), ["starting", line, "llama_model_load: failed to load model"])
+        assert diagnosis is not None
+        assert (diagnosis.reason, diagnosis.permanent) == (cause, False)
+
+
+@pytest.mark.behaviour("PRE-6")
+def test_a_llama_server_without_a_gpu_backend_is_no_engine_for_a_pool_that_asks_for_gpus(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    model = tmp_path / "model.gguf"
+    write_tiny_llama(model)
+    spec = replace(llama(device_mask="0"), model=ModelSpec(str(model)))
+    with pytest.raises(ClientError) as refused:
+        LlamaCppEngine(nobody).check(spec)
+    assert refused.value.reason is Reason.GPU_REQUIRED
+    LlamaCppEngine(nobody).check(replace(spec, device_mask="none"))
+    server = tmp_path / "llama-server"
+    server.write_text("#!/bin/sh\n")
+    server.chmod(0o755)
+    LlamaCppEngine(nobody).check(spec)
+
+
+@pytest.mark.behaviour("LIVE-3")
+def test_a_card_that_is_merely_named_is_no_error_of_it() -> None:
+    lines = ["ggml_cuda_init: found 3 CUDA devices:", "  Device 0: NVIDIA H200, compute capability 9.0", "bye"]
+    assert CommandEngine().diagnose(ExitRecord(exit_code=1), lines) is None

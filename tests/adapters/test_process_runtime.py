@@ -578,6 +578,21 @@ async def test_usage_counts_the_whole_tree(host):
     assert host.usage(spec.engine_id).rss_bytes is None
 
 
+@pytest.mark.behaviour("LIVE-2")
+async def test_what_a_tree_computes_counts_over_all_its_processes_and_those_that_have_ended(host):
+    computes = "while time.process_time() < 0.3: pass"
+    spec = script(
+        f"import os, signal, time\nif not os.fork():\n {computes}\n os._exit(0)\nos.wait()\nprint('up')\nsignal.pause()"
+    )
+    _, ears = await started(host, spec)
+    await lines_of(host, spec.engine_id, 1)
+    used = host.usage(spec.engine_id).cpu_seconds
+    assert 0.25 <= used <= 2.0
+    assert 0.0 <= host.usage(spec.engine_id).cpu_seconds - used <= 0.1
+    host.kill_tree(spec.engine_id)
+    await ears.end()
+
+
 @pytest.mark.behaviour("PROC-1")
 async def test_the_owner_of_a_port_is_found_anywhere_in_the_tree(host):
     spec = script(

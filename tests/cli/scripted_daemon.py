@@ -14,7 +14,15 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from poolmgr.v1 import admin_pb2_grpc, engine_pb2_grpc, lease_pb2_grpc, pool_pb2, pool_pb2_grpc
+from poolmgr.v1 import (
+    admin_pb2_grpc,
+    device_pb2_grpc,
+    engine_pb2_grpc,
+    lease_pb2_grpc,
+    pool_pb2,
+    pool_pb2_grpc,
+    telemetry_pb2_grpc,
+)
 
 READY = pool_pb2.Pool(
     pool_id="chat",
@@ -70,6 +78,8 @@ def serving() -> Iterator[ScriptedDaemon]:
         lease_pb2_grpc.add_LeaseServiceServicer_to_server(daemon, server)
         engine_pb2_grpc.add_EngineServiceServicer_to_server(daemon, server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(daemon, server)
+        device_pb2_grpc.add_DeviceServiceServicer_to_server(daemon, server)
+        telemetry_pb2_grpc.add_TelemetryServiceServicer_to_server(daemon, server)
         daemon.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         server.start()
         try:

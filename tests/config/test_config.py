@@ -11,10 +11,10 @@ import pytest
 
 from poolmgr.config import load as load_module
 from poolmgr.config.load import KEYS, LoadedConfig, ValueOrigin, default_state_dir, describe, load_config
-from poolmgr.config.schema import SECTIONS, Address, Leases, Supervision
+from poolmgr.config.schema import SECTIONS, Address, Leases, Supervision, Telemetry
 from poolmgr.errors import ClientError, Reason
 from poolmgr.model.pool import EngineName, ModelSpec, PoolSpec, RestartMode, SupervisionOverrides
-from poolmgr.model.settings import OVERRIDES, LeaseSettings, SupervisionSettings, override
+from poolmgr.model.settings import OVERRIDES, LeaseSettings, SupervisionSettings, TelemetrySettings, override
 
 EXAMPLE = Path(load_module.__file__).with_name("example.toml")
 HOME = {"HOME": "/home/someone", "PATH": "/bin"}
@@ -80,15 +80,18 @@ def test_the_supervision_keys_have_the_published_names_and_defaults():
 def test_the_defaults_of_the_file_are_those_of_the_core():
     assert Supervision().settings() == SupervisionSettings()
     assert Leases().settings() == LeaseSettings()
+    assert Telemetry().settings() == TelemetrySettings()
 
 
 def test_every_key_of_a_section_reaches_its_setting():
     supervision = Supervision()
     for key in Supervision.model_fields.keys() - {"drain_deadline_secs"}:  # read where a declared pool is
-        changed = supervision.model_copy(update={key: getattr(supervision, key) * 2})
+        changed = supervision.model_copy(update={key: (getattr(supervision, key) or 1) * 2})
         assert changed.settings() != supervision.settings(), key
     for key in Leases.model_fields:
         assert Leases().model_copy(update={key: 777}).settings() != LeaseSettings(), key
+    for key in Telemetry.model_fields:
+        assert Telemetry().model_copy(update={key: 777}).settings() != TelemetrySettings(), key
 
 
 @pytest.mark.behaviour("CFG-2")
@@ -229,9 +232,7 @@ def test_an_unknown_key_is_an_error_with_its_line_and_the_nearest_known_name(ref
 
 
 @pytest.mark.behaviour("CFG-1")
-@pytest.mark.parametrize(
-    "section", ["devices", "telemetry", "placement", "alerts", "jobs", "containers", "tuning", "security"]
-)
+@pytest.mark.parametrize("section", ["devices", "placement", "alerts", "jobs", "containers", "tuning", "security"])
 def test_a_section_that_nothing_uses_yet_is_as_unknown_as_any(refused, section: str):
     assert f"{section}: unknown key {section!r}" in refused(f"[{section}]\nanything = 1\n").message
 
@@ -277,7 +278,14 @@ def test_a_wrong_value_is_an_error_with_its_file_line_and_key(refused, text: str
     assert f"poolmgr.toml:{line}: {key}: " in error.message
 
 
-@pytest.mark.parametrize("key", [key for key in KEYS if key.split(".")[0] in ("supervision", "leases")])
+@pytest.mark.parametrize(
+    "key",
+    [key for key in KEYS if key.split(".")[0] in ("supervision", "leases")]
+    + [
+        f"telemetry.{key}"
+        for key in ("rate_hz", "depth_secs", "max_bytes", "discovery_interval_secs", "stall_limit_secs")
+    ],
+)
 @pytest.mark.parametrize("value", ["-1", "1e300", "many", ""])
 def test_no_number_is_without_bounds(refused, key: str, value: str):
     variable = f"POOL_MANAGERD_{key.replace('.', '_').upper()}"

@@ -11,7 +11,7 @@ import pytest
 
 from poolmgr.adapters.engines import default_kinds
 from poolmgr.adapters.probe import http_get_json
-from poolmgr.errors import ClientError, Reason
+from poolmgr.errors import ClientError, EnvironmentFault, Reason
 from poolmgr.model.engine import EngineFacts, ExitRecord
 from poolmgr.model.pool import EngineName, ModelSpec, PoolSpec, ProbeKind, ProbeSpec
 from poolmgr.ports import EngineKind
@@ -82,3 +82,15 @@ def test_a_death_that_the_log_does_not_explain_is_left_unexplained(case: Case) -
 async def test_an_engine_that_says_nothing_of_itself_is_known_by_nothing(case: Case) -> None:
     facts = await case.kind.describe(case.spec, 1, 0.5)  # nobody listens on port 1
     assert facts in (EngineFacts(), EngineFacts("fake-1"))
+
+
+@pytest.mark.behaviour("LIVE-2")
+async def test_an_engine_that_cannot_be_asked_how_it_gets_on_is_a_fault_or_says_nothing_and_never_a_guess(
+    case: Case,
+) -> None:
+    told, reason = None, None
+    try:
+        told = await case.kind.progress(case.spec, 1, 0.5)
+    except EnvironmentFault as fault:
+        reason = fault.reason
+    assert told is None and reason in (None, Reason.UNREACHABLE)

@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 # HYPOTHESIS_EFFORT=20 runs twenty times the examples.
 EFFORT = int(os.environ.get("HYPOTHESIS_EFFORT", "1"))
+MOST_LATE_TICKS = 100  # at one instant: a step that leaves what is due undone would be asked for ever
 
 OK = ProbeResult(ProbeOutcome.OK)
 LOADING = ProbeResult(ProbeOutcome.LOADING, "loading model")
@@ -180,8 +181,10 @@ class Driver:
 
     def pass_time(self, seconds: float, answer: ProbeResult | None = None) -> list[Any]:
         """Lets time go by with a Tick at every deadline; `answer` goes to every probe, None to none."""
-        end, effects = self.now + seconds, []
+        end, effects, late = self.now + seconds, [], 0
         while (due := next_deadline(self.pool)) is not None and due <= end:
+            late = late + 1 if due <= self.now else 0
+            assert late < MOST_LATE_TICKS, "a deadline that has passed is announced again and again"
             self.now = max(due, self.now)
             happened = self.do(Tick())
             for probe in of(RunProbe, happened) if answer is not None else ():
@@ -262,7 +265,9 @@ class Driver:
     def reload_to(self, phase: ReloadPhase) -> list[Any]:
         """Takes a reload that was begun as far as `phase`, an engine at a time."""
         effects: list[Any] = []
-        while self.pool.reload is not None and self.pool.reload.phase is not phase:
+        for _ in range(len(ReloadPhase) + 1):
+            if self.pool.reload is None or self.pool.reload.phase is phase:
+                break
             match self.pool.reload.phase:
                 case ReloadPhase.DRAINING:
                     effects += self.crash(EXIT_0)
@@ -276,7 +281,7 @@ class Driver:
                     effects += self.commit()
                 case _:
                     raise AssertionError(f"{self.pool.reload.phase} does not lead to {phase}")
-        assert self.pool.reload is not None
+        assert self.pool.reload is not None and self.pool.reload.phase is phase
         return effects
 
 

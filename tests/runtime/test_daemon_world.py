@@ -338,6 +338,7 @@ async def test_an_engine_in_doubt_is_neither_started_nor_stopped() -> None:
     await second.supervisor.recover()
     await second.clock.advance(1000)
     assert state(second) is PoolState.UNKNOWN and second.runtime.starts == []
+    assert second.ports.reserved == {40000}, "it may be about to listen there"
     assert "start time differs" in second.facade.status().warnings[0]
     with pytest.raises(ClientError, match="UNKNOWN"):
         await second.facade.preload("a", 0.0)
@@ -768,5 +769,5 @@ async def test_an_engine_that_cannot_be_watched_keeps_its_pool_in_doubt_and_not_
     world.runtime.attach = refuse  # type: ignore[method-assign]
     world.runtime.found = [alive("1bbb", SPEC)]
     await world.supervisor.recover()
-    assert state(world) is PoolState.UNKNOWN and world.ports.reserved == set()
+    assert state(world) is PoolState.UNKNOWN and world.ports.reserved == {40000}
     await world.close()

@@ -12,6 +12,7 @@ from poolmgr.model.engine import EngineFacts, ProbeOutcome, ProbeResult
 from poolmgr.model.lease import LeaseOutcome
 from poolmgr.model.pool import EngineName, PoolSpec, PoolState, ReloadStrategy
 from poolmgr.testing.fakes import ScriptedProbe, settled
+from tests.runtime.gates import AnyGpu
 from tests.runtime.world import World
 
 S = PoolState
@@ -30,7 +31,7 @@ class Choosy(ScriptedProbe):
 
 
 async def a_world(**spec) -> World:
-    world = await World(probe=Choosy()).recovered()
+    world = await World(probe=Choosy(), gate=AnyGpu()).recovered()
     await world.ready_pool(**{"slots": 2, **spec})
     return world
 

@@ -366,6 +366,7 @@ async def test_what_was_in_doubt_is_let_go_once_an_operator_has_ended_it():
     await world.facade.preload("a", 0.0)
     await world.clock.advance(1.0)
     assert (world.pool().state, world.pool().restart_count) == (S.READY, 0)
+    assert len(world.ports.reserved) == 1
     await world.close()
 
 
@@ -598,3 +599,18 @@ async def test_while_a_daemon_ends_with_its_engines_no_wait_ends_in_a_start():
     assert len(first.runtime.starts) == starts
     first.end(other, ExitRecord(exit_code=0, source="shim"))
     assert await closing == 0
+
+
+@pytest.mark.behaviour("LEASE-5", "DRN-1")
+async def test_where_no_slot_is_given_until_unknown_leases_are_over_a_pool_that_ends_still_refuses():
+    first = await a_world()
+    await first.lease()
+    first.medium.leases = None
+    world = await first.successor()
+    waiting = asyncio.ensure_future(world.facade.acquire("a", world.ask(wait=20.0)))
+    await settled()
+    assert world.pool().held_until is not None and not waiting.done()
+    await world.facade.drain("a", 60.0, 0.0)
+    refused = await asyncio.wait_for(waiting, 1.0)
+    assert isinstance(refused, Refusal) and refused.reason is RefusalReason.POOL_DRAINING
+    await world.close()

@@ -15,6 +15,7 @@ from poolmgr.model.pool import EngineName, Origin, PoolSpec
 from poolmgr.model.settings import LeaseSettings, SupervisionSettings
 from poolmgr.ports import Store
 from poolmgr.runtime.bus import Bus, Noted
+from poolmgr.runtime.device_gate import CpuOnly, Gate
 from poolmgr.runtime.engine_host import Outside
 from poolmgr.runtime.facade import About, Controls, Facade
 from poolmgr.runtime.remembering import decode
@@ -46,13 +47,14 @@ class World:
     noted: list[Noted] = field(default_factory=list)
     wrap: Callable[[Store], Store] = lambda store: store
     exits: dict[str, ExitRecord] = field(default_factory=dict)
+    gate: Gate = field(default_factory=CpuOnly)
 
     def __post_init__(self) -> None:
         self.store = self.wrap(MemoryStore(self.medium, self.clock.wall, self.clock.now))
         self.tasks = Tasks(self.failures.append)
         kinds = {EngineName.COMMAND: self.kind}
         rng = SeededRng()
-        outside = Outside(self.runtime, kinds, self.probe, self.ports, InlineWorkers(), rng)
+        outside = Outside(self.runtime, kinds, self.probe, self.ports, InlineWorkers(), rng, self.gate)
         self.bus = Bus(self.store.epoch)
         self.bus.listen(self.noted.append)
         self.supervisor = Supervisor(self.clock, rng, self.store, outside, self.settings, self.bus, self.tasks)

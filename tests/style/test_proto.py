@@ -8,16 +8,21 @@ import pytest
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor, FileDescriptor
 
 from poolmgr.api.admin import AdminServicer
+from poolmgr.api.devices import DeviceServicer
 from poolmgr.api.engines import EngineServicer
 from poolmgr.api.leases import LeaseServicer
 from poolmgr.api.pools import PoolServicer
-from poolmgr.v1 import admin_pb2, engine_pb2, lease_pb2, pool_pb2
+from poolmgr.api.telemetry import TelemetryServicer
+from poolmgr.v1 import admin_pb2, device_pb2, engine_pb2, lease_pb2, pool_pb2, telemetry_pb2
 
-FILES: list[FileDescriptor] = [module.DESCRIPTOR for module in (admin_pb2, engine_pb2, lease_pb2, pool_pb2)]
+MODULES = (admin_pb2, device_pb2, engine_pb2, lease_pb2, pool_pb2, telemetry_pb2)
+FILES: list[FileDescriptor] = [module.DESCRIPTOR for module in MODULES]
 SERVICERS = {
     "PoolService": PoolServicer,
     "LeaseService": LeaseServicer,
     "EngineService": EngineServicer,
+    "DeviceService": DeviceServicer,
+    "TelemetryService": TelemetryServicer,
     "AdminService": AdminServicer,
 }
 # The promised names; those after the bar are of later versions and must not mean something else before.
@@ -26,6 +31,8 @@ RPCS = {
     "ReloadPool RollbackPool ListPoolGenerations ResetBreaker WatchPools TailLogs",
     "LeaseService": "AcquireLease RenewLease ReleaseLease ListLeases Session",
     "EngineService": "RegisterEngine Heartbeat DeregisterEngine ListEngines",
+    "DeviceService": "ListDevices GetDevice WatchDevices ParseMask ListClaims CordonDevice UncordonDevice",
+    "TelemetryService": "GetTelemetry StreamTelemetry GetRingInfo | GetForecast",
     "AdminService": "GetStatus GetConfig ReloadConfig Shutdown | ListAuditRecords VerifyAudit",
 }
 FIELDS = {
@@ -61,6 +68,12 @@ FIELDS = {
     "HeartbeatRequest": "engine_id slots_free in_flight progress_counter ready draining",
     "HeartbeatResponse": "interval desired_state",
     "ShutdownRequest": "stop_engines",
+    "Device": "device_id index name mig_slot mig_profile compute_capability vram_total_bytes vram_free_bytes numa_node "
+    "pci_bus_id links mig_mode parent_device_id state state_reason recovery_action simulated revision",
+    "Claim": "claim_id device_id kind holder user reserved_bytes measured_bytes exclusive since expire_time",
+    "WatchDevicesRequest": "from_revision",
+    "WatchDevicesResponse": "snapshot upsert delete bookmark resync",
+    "ListDevicesRequest": "page_size page_token",
 }
 VALUES = {
     "Engine": "ENGINE_LLAMACPP ENGINE_VLLM ENGINE_TGI ENGINE_TRITON ENGINE_COMMAND",
@@ -69,6 +82,8 @@ VALUES = {
     "RestartMode": "RESTART_ON_FAILURE RESTART_ALWAYS RESTART_NEVER",
     "Pool.State": "PENDING PROVISIONING STARTING READY DRAINING STOPPING STOPPED BACKOFF PARKED UNKNOWN LOST",
     "Lease.Outcome": "RENEWED RELEASED ALREADY_RELEASED EXPIRED UNKNOWN",
+    "Device.State": "AVAILABLE ALLOCATED DEGRADED QUARANTINED RESETTING OFFLINE PROBATION",
+    "Claim.Kind": "ENGINE JOB TRIAL CONTAINER PROCESS RESERVATION",
     "Refusal.Reason": "POOL_NOT_FOUND POOL_NOT_READY POOL_DRAINING POOL_FULL BREAKER_OPEN OVERLOADED",
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from poolmgr.adapters.engines.common import (
+    GPU_PATTERNS,
     LogPattern,
     diagnose_by_log,
     environment,
@@ -15,7 +16,7 @@ from poolmgr.adapters.engines.common import (
     validate_common,
 )
 from poolmgr.errors import Reason
-from poolmgr.model.engine import Diagnosis, EngineFacts, ExitRecord, ProbeTarget
+from poolmgr.model.engine import Diagnosis, EngineFacts, ExitRecord, ProbeTarget, Progress
 from poolmgr.model.pool import EngineName, PoolSpec, ProbeKind, ProbeSpec
 
 PORT_PLACEHOLDER = "{port}"
@@ -27,6 +28,7 @@ NO_PROBE = ProbeSpec(kind=ProbeKind.NONE)
 PATTERNS = (
     # strerror(EADDRINUSE), which runtimes of every language print.
     LogPattern.of(r"(?i)address already in use", Reason.PORT_TAKEN, permanent=False),
+    *GPU_PATTERNS,
 )
 
 
@@ -61,6 +63,9 @@ class CommandEngine:
 
     async def describe(self, spec: PoolSpec, port: int, timeout: float) -> EngineFacts:
         return EngineFacts()  # any program: it says nothing of itself
+
+    async def progress(self, spec: PoolSpec, port: int, timeout: float) -> Progress | None:
+        return None  # nor of its work: a lease and a readiness probe that is a request have to do
 
     def diagnose(self, record: ExitRecord, log_tail: Sequence[str]) -> Diagnosis | None:
         why = NOT_EXECUTED.get(record.exit_code or 0)

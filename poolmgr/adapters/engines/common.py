@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from poolmgr.errors import ClientError, Number, Reason
-from poolmgr.model.engine import Diagnosis, ExitRecord, ProbeTarget
+from poolmgr.model.engine import CrashCause, Diagnosis, ExitRecord, ProbeTarget
 from poolmgr.model.pool import EngineName, PoolSpec, ProbeKind, ProbeSpec
 
 HOST = "127.0.0.1"
@@ -36,9 +36,6 @@ def validate_common(spec: PoolSpec) -> None:
     """What no kind of engine accepts; ClientError with the numbers that led to it."""
     validate_arguments((spec.command, *spec.args) if spec.command else spec.args)
     validate_environment(spec.env)
-    if spec.device_mask not in ("", "none"):
-        message = f"device_mask {spec.device_mask!r} asks for GPUs and this host shows 0 devices"
-        raise refuse(Reason.GPU_REQUIRED, message, device_mask=spec.device_mask, devices=0)
     for name, probe in (("readiness", spec.readiness), ("liveness", spec.liveness)):
         validate_probe(name, probe, spec.engine)
 
@@ -86,7 +83,8 @@ def validate_probe(name: str, probe: ProbeSpec, engine: EngineName) -> None:
 
 
 def environment(spec: PoolSpec) -> dict[str, str]:
-    """The whole environment of an engine without GPUs: built from empty, the pool's own over the base."""
+    """The whole environment of an engine, but for the GPUs that it is to see: built from empty, the pool's own over the
+    base."""
     return {**BASE_ENVIRONMENT, **spec.env, **NO_GPU}
 
 
@@ -127,6 +125,21 @@ class LogPattern:
     @classmethod
     def of(cls, pattern: str, reason: str, *, permanent: bool) -> LogPattern:
         return cls(re.compile(pattern), reason, permanent)
+
+
+# As CUDA's own error strings and names have it, through llama.cpp (`CUDA error: ...`), PyTorch and vLLM.
+GPU_PATTERNS = (
+    LogPattern.of(
+        r"(?i)cuda ?malloc.* out of memory|cuda error: out of memory|cuda out of memory|CUDA_ERROR_OUT_OF_MEMORY",
+        CrashCause.GPU_OOM,
+        permanent=False,
+    ),
+    LogPattern.of(
+        r"CUDA error: |CUDA_ERROR_[A-Z]|CUBLAS_STATUS_[A-Z_]*(?:FAILED|ERROR)|(?i:device-side assert triggered)",
+        CrashCause.CUDA_ERROR,
+        permanent=False,
+    ),
+)
 
 
 def diagnose_by_log(

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from poolmgr.adapters.engines.common import (
+    GPU_PATTERNS,
     HOST,
     LogPattern,
     diagnose_by_log,
@@ -24,12 +25,14 @@ from poolmgr.adapters.engines.common import (
     refuse,
     validate_common,
 )
+from poolmgr.adapters.engines.llamacpp_progress import busy_slots, progress_of
 from poolmgr.adapters.engines.modelfile import ModelFiles
 from poolmgr.errors import EnvironmentFault, Reason
-from poolmgr.model.engine import CrashCause, Diagnosis, EngineFacts, ExitRecord, ProbeTarget
+from poolmgr.model.engine import CrashCause, Diagnosis, EngineFacts, ExitRecord, ProbeTarget, Progress
 from poolmgr.model.pool import EngineName, PoolSpec, ProbeKind, ProbeSpec
 
 GetJson = Callable[[str, int, str, float], Awaitable[object]]
+GetText = Callable[[str, int, str, float], Awaitable[str]]
 
 EXECUTABLE = "llama-server"
 WHEEL = "xllamacpp"
@@ -69,6 +72,7 @@ PATTERNS = (
     LogPattern.of(r"couldn't bind HTTP server socket", Reason.PORT_TAKEN, permanent=False),
     LogPattern.of(ARGUMENT_ERROR, Reason.BAD_ARGUMENTS, permanent=True),
     LogPattern.of(r"^error while handling argument", Reason.BAD_ARGUMENTS, permanent=True),
+    *GPU_PATTERNS,
     # Memory before the model: a model that does not fit also ends in "failed to load model".
     LogPattern.of(ALLOCATION_ERROR, CrashCause.HOST_OOM, permanent=False),
     LogPattern.of(r"failed to open GGUF file", Reason.MODEL_NOT_FOUND, permanent=True),
@@ -79,13 +83,16 @@ PATTERNS = (
 
 
 class LlamaCppEngine:
-    """Implements `ports.EngineKind`. `get_json` asks an engine for a document; EnvironmentFault when it cannot.
+    """Implements `ports.EngineKind`. `get_json`, `get_text` ask an engine for a page, or raise EnvironmentFault.
 
-    `stopped`: whether hashing a model is to be given up.
+    `stopped`: whether hashing a model is to be given up. Without `get_text` /metrics is not read.
     """
 
-    def __init__(self, get_json: GetJson, stopped: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, get_json: GetJson, stopped: Callable[[], bool] = lambda: False, get_text: GetText | None = None
+    ) -> None:
         self._get_json = get_json
+        self._get_text = get_text
         self._models = ModelFiles(stopped)
 
     @property
@@ -103,7 +110,11 @@ class LlamaCppEngine:
 
     def check(self, spec: PoolSpec) -> None:
         self._models.check(spec.model.path, spec.model.digest)
-        _program(spec.command)
+        program = _program(spec.command)
+        if LAUNCHER in program and spec.device_mask not in ("", "none"):
+            # It would run, on the CPU: nobody asked for that (PRE-6).
+            message = "the llama.cpp in the xllamacpp wheel has no GPU backend: put a llama-server with CUDA on PATH"
+            raise refuse(Reason.GPU_REQUIRED, message, device_mask=spec.device_mask)
 
     def render(self, spec: PoolSpec, port: int) -> tuple[tuple[str, ...], dict[str, str]]:
         """Flags and values are separate elements: llama-server knows no ``--flag=value``."""
@@ -133,6 +144,22 @@ class LlamaCppEngine:
         except EnvironmentFault:
             return EngineFacts()  # an engine that does not say is as good as any other
         return _facts(props)
+
+    async def progress(self, spec: PoolSpec, port: int, timeout: float) -> Progress | None:
+        """By /slots and, while a request is in flight, the counters of /metrics; each has half of the time."""
+        slots = await self._get_json(HOST, port, "/slots", timeout / 2)
+        busy = busy_slots(slots)
+        metrics = await self._metrics(port, timeout / 2) if busy else ""
+        return progress_of(slots, metrics)
+
+    async def _metrics(self, port: int, timeout: float) -> str:
+        """Empty where it does not show them."""
+        if self._get_text is None:
+            return ""
+        try:
+            return await self._get_text(HOST, port, "/metrics", timeout)
+        except EnvironmentFault:
+            return ""
 
     def diagnose(self, record: ExitRecord, log_tail: Sequence[str]) -> Diagnosis | None:
         return diagnose_by_log(PATTERNS, record, log_tail, BANNER)

@@ -107,6 +107,15 @@ class Leaf:
                 found += map(int, Path(directory, "cgroup.procs").read_text().split())
         return found
 
+    def cpu_seconds(self) -> float | None:
+        """What was computed in it and below, by processes that have ended too; needs no controller (cgroup-v2.rst)."""
+        with suppress(OSError, ValueError):
+            for line in (self.path / "cpu.stat").read_text().splitlines():
+                name, value = line.split()
+                if name == "usage_usec":
+                    return int(value) / 1_000_000
+        return None
+
     def remove(self) -> None:
         """Removes it with whatever cgroups the engine made inside. Raises OSError (EBUSY) while it is populated."""
         for directory, _, _ in os.walk(self.path, topdown=False):

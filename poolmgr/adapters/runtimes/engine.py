@@ -173,7 +173,7 @@ class Engine:
         if read is not None:
             # A process that nobody has reaped yet counts nowhere; it must not look as if something had been unread.
             self._read_total = read = max(self._read_total, read)
-        return Usage(self._log_written(), procfs.resident_bytes(pids), read)
+        return Usage(self._log_written(), procfs.resident_bytes(pids), read, self._tree.cpu_seconds(pids))
 
     def holds_socket(self, inodes: Collection[int]) -> bool | None:
         """Whether one of its processes does; None when none of them is there to tell."""

@@ -22,6 +22,8 @@ _PIDFD_INFO_EXIT = 1 << 3
 _PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO.size << 16 | 0xFF << 8 | 11
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_CPU_TIMES = (14, 15, 16, 17)  # utime, stime, cutime, cstime of proc(5)
 
 # Fields of /proc/<pid>/stat, as proc_pid_stat(5) numbers them, and PF_KTHREAD of <linux/sched.h>.
 _FLAGS, _ENV_START = 9, 50
@@ -177,6 +179,12 @@ def resident_bytes(pids: Iterable[int]) -> int | None:
 def read_bytes(pids: Iterable[int]) -> int | None:
     """The sum of what they have read, page cache included (`rchar`); None when none could be read."""
     return _sum(pids, lambda pid: int(Path(f"/proc/{pid}/io").read_text().split()[1]))
+
+
+def cpu_seconds(pids: Iterable[int]) -> float | None:
+    """What they and the children that they have reaped have computed, user and system; None when none could be read."""
+    ticks = _sum(pids, lambda pid: sum(int(proc.stat_field(pid, number) or 0) for number in _CPU_TIMES))
+    return None if ticks is None else ticks / _TICKS_PER_SECOND
 
 
 def _sum(pids: Iterable[int], read: Callable[[int], int]) -> int | None:

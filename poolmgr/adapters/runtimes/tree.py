@@ -36,6 +36,11 @@ class Tree:
     def alive(self) -> bool:
         return self.leaf.populated() if self.leaf is not None else bool(self.pids())
 
+    def cpu_seconds(self, pids: Iterable[int]) -> float | None:
+        """Of all its processes, which are `pids`; by the leaf, where there is one: it forgets none that ended."""
+        told = None if self.leaf is None else self.leaf.cpu_seconds()
+        return procfs.cpu_seconds(pids) if told is None else told
+
     def kill(self) -> None:
         """SIGKILL to every process. Without a leaf a fork may slip through: `watch` kills on until none is left."""
         if self.leaf is not None:

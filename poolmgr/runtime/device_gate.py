@@ -1,0 +1,246 @@
+"""Between pools and GPUs: which ones a start gets, when their memory is back, and what an end had to do with them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Final, Protocol
+
+from poolmgr.core import fault_domains, vram
+from poolmgr.core.fault_domains import Failure
+from poolmgr.core.masks import cuda_visible_devices
+from poolmgr.core.vram import DeviceUse, Held
+from poolmgr.errors import ClientError, EnvironmentFault, Number, Reason
+from poolmgr.model.device import DriverEvent, DriverEventKind
+from poolmgr.model.device_health import Severity, Verdict
+from poolmgr.model.engine import CrashCause, Diagnosis
+from poolmgr.model.mask import Mask, MaskKind
+from poolmgr.model.pool import PoolSpec
+from poolmgr.ports import Clock, ProcessInfo, Telemetry, Workers
+from poolmgr.runtime.devices import DeviceRegistry
+
+DEVICE_VARIABLE: Final = "CUDA_VISIBLE_DEVICES"
+ORDER: Final = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+NO_MASK: Final = ("", "none")
+BUSY_PERCENT: Final = 1.0
+STALE_SECONDS: Final = 5.0
+DEVICE_LOST_SECONDS: Final = 10.0  # between an XID and an end that it explains (LIVE-3)
+LOOK_SECONDS: Final = 0.25  # between two looks at what is still held (PROC-4)
+RELEASE_SECONDS: Final = 30.0
+ASK_SECONDS: Final = 2.0
+EVENTS_KEPT: Final = 256
+
+
+class Gate(Protocol):
+    """Devices are named by UUID, in the order in which the engine sees them; a CPU engine has none."""
+
+    def check(self, spec: PoolSpec) -> None:
+        """Before a spec is taken. Raises ClientError(BAD_MASK, GPU_REQUIRED)."""
+        ...
+
+    def choose(self, spec: PoolSpec, engine_id: str) -> tuple[str, ...]:
+        """What an engine of this spec gets to see now (PRE-6, MASK-4).
+
+        Raises EnvironmentFault(GPU_REQUIRED, DEVICE_UNAVAILABLE): the mask was good when the spec was taken, so that it
+        is the host which has changed, and may change again.
+        """
+        ...
+
+    async def starts(self, engine_id: str, devices: Sequence[str]) -> None:
+        """Remembers how much of each is in use before the engine's start."""
+        ...
+
+    async def released(self, engine_id: str, devices: Sequence[str], pids: Sequence[int]) -> None:
+        """Returns once the driver shows nothing of the engine any more, or after the limit (PROC-4).
+
+        `pids`: that were the engine's. A device that is still held then is not to be trusted with work.
+        """
+        ...
+
+    def diagnose(self, devices: Sequence[str]) -> Diagnosis | None:
+        """Of an end just now: an XID after which a device is lost to what ran on it (LIVE-3)."""
+        ...
+
+    def failed(self, devices: Sequence[str], pool_id: str, generation: int, cause: str) -> None:
+        """An end was counted against a pool (RST-3)."""
+        ...
+
+    def busy(self, devices: Sequence[str]) -> bool | None:
+        """Whether any of them works. None: not known, as where the samples are stale."""
+        ...
+
+
+class CpuOnly:
+    """Of a daemon that looks for no GPU: only engines that ask for none are started."""
+
+    def check(self, spec: PoolSpec) -> None:
+        if spec.device_mask not in NO_MASK:
+            message = f"device_mask {spec.device_mask!r} asks for GPUs and this host shows 0 devices"
+            numbers: dict[str, Number] = {"device_mask": spec.device_mask, "devices": 0}
+            raise ClientError(Reason.GPU_REQUIRED, message, numbers=numbers)
+
+    def choose(self, spec: PoolSpec, engine_id: str) -> tuple[str, ...]:
+        self.check(spec)
+        return ()
+
+    async def starts(self, engine_id: str, devices: Sequence[str]) -> None: ...
+    async def released(self, engine_id: str, devices: Sequence[str], pids: Sequence[int]) -> None: ...
+
+    def diagnose(self, devices: Sequence[str]) -> Diagnosis | None:
+        return None
+
+    def failed(self, devices: Sequence[str], pool_id: str, generation: int, cause: str) -> None: ...
+
+    def busy(self, devices: Sequence[str]) -> bool | None:
+        return False if not devices else None
+
+
+def environment_of(devices: Sequence[str]) -> Mapping[str, str]:
+    """Of an engine that is to see these and no others, in this order (PROC-2)."""
+    return {**ORDER, DEVICE_VARIABLE: ",".join(devices)}
+
+
+def devices_in(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """What `environment_of` was given."""
+    return tuple(part for part in environment.get(DEVICE_VARIABLE, "").split(",") if part)
+
+
+class DeviceGate:
+    """See `Gate`. Used on the event loop only."""
+
+    def __init__(
+        self, registry: DeviceRegistry, telemetry: Telemetry, processes: ProcessInfo, workers: Workers, clock: Clock
+    ) -> None:
+        self._registry = registry
+        self._telemetry = telemetry
+        self._processes = processes
+        self._workers = workers
+        self._clock = clock
+        self._failures: tuple[Failure, ...] = ()
+        self._before: dict[str, Mapping[str, DeviceUse]] = {}
+        self._xids: deque[DriverEvent] = deque(maxlen=EVENTS_KEPT)
+        registry.on_event = self._happened
+
+    # Which ones.
+
+    def check(self, spec: PoolSpec) -> None:
+        self._mask(spec)
+
+    def choose(self, spec: PoolSpec, engine_id: str) -> tuple[str, ...]:
+        try:
+            mask = self._mask(spec)
+        except ClientError as error:
+            reason = error.reason if error.reason is Reason.GPU_REQUIRED else Reason.DEVICE_UNAVAILABLE
+            raise EnvironmentFault(reason, error.message, numbers=error.numbers) from None
+        for device_id in mask.device_ids:
+            obstacle = self._registry.admits(device_id, engine_id)
+            if obstacle is not None:
+                numbers = {"device_id": device_id, "refusal": obstacle.reason.value}
+                raise EnvironmentFault(Reason.DEVICE_UNAVAILABLE, obstacle.message, numbers=numbers)
+        return mask.device_ids
+
+    def _mask(self, spec: PoolSpec) -> Mask:
+        if spec.device_mask in NO_MASK:
+            return Mask()
+        text, look = spec.device_mask, self._registry.discovery
+        if look.absence is not None:
+            message = f"device_mask {text!r} asks for GPUs and this host shows none: {look.message}"
+            message += f"; {look.advice}" if look.advice else ""
+            numbers: dict[str, Number] = {"device_mask": text, "devices": 0, "absence": look.absence.value}
+            raise ClientError(Reason.GPU_REQUIRED, message, numbers=numbers)
+        mask = self._registry.parse_mask(text)
+        if mask.kind is MaskKind.AUTO:
+            raise ClientError(
+                Reason.BAD_MASK, "device_mask 'auto' wants placement, which is not there yet: name devices"
+            )
+        cuda_visible_devices(mask)  # refuses what no CUDA process can have
+        return mask
+
+    # Their memory.
+
+    async def starts(self, engine_id: str, devices: Sequence[str]) -> None:
+        self._before[engine_id] = await self._uses(devices) if devices else {}
+
+    async def released(self, engine_id: str, devices: Sequence[str], pids: Sequence[int]) -> None:
+        before, until = self._before.pop(engine_id, {}), self._clock.now() + RELEASE_SECONDS
+        held = await self._held(devices, before, pids)
+        while held and self._clock.now() < until:
+            await self._pause(LOOK_SECONDS)
+            held = await self._held(devices, before, pids)
+        for device_id, what in held.items():
+            text = f"its memory was not released within {RELEASE_SECONDS:.0f} s after engine {engine_id} ended: {what}"
+            self._registry.report(device_id, Verdict(Severity.FAULT, text))
+
+    async def _held(
+        self, devices: Sequence[str], before: Mapping[str, DeviceUse], pids: Sequence[int]
+    ) -> dict[str, Held]:
+        """By device. What cannot be seen counts as released: a driver that does not answer accuses nobody."""
+        uses = await self._uses(devices)
+        listed = {process.pid for use in uses.values() for process in use.processes or ()}
+        alive = await self._workers.run(self._processes.look, listed) if listed else {}
+        ours = {*pids, *(pid for pid in listed if pid not in alive)}
+        found = {device_id: vram.held(before.get(device_id), use, ours) for device_id, use in uses.items()}
+        return {device_id: what for device_id, what in found.items() if what is not None}
+
+    async def _uses(self, devices: Sequence[str]) -> dict[str, DeviceUse]:
+        try:
+            processes = await self._telemetry.processes(devices, ASK_SECONDS)
+            free = await self._telemetry.free_memory(devices, ASK_SECONDS)
+        except EnvironmentFault:
+            return {}
+        totals = {device.device_id: device.vram_total_bytes for device in self._registry.present()}
+        return {
+            device_id: DeviceUse(totals.get(device_id), free.get(device_id), processes.get(device_id))
+            for device_id in devices
+            if device_id in processes or device_id in free
+        }
+
+    # What an end had to do with them.
+
+    def _happened(self, event: DriverEvent) -> None:
+        if event.kind is DriverEventKind.XID:
+            self._xids.append(event)
+
+    def diagnose(self, devices: Sequence[str]) -> Diagnosis | None:
+        now = self._clock.now()
+        for event in reversed(self._xids):
+            if now - event.at > DEVICE_LOST_SECONDS:
+                return None
+            verdict = self._registry.judge(event)
+            if event.device_id in devices and verdict.severity is Severity.FAULT:
+                text = f"XID {event.code} on {event.device_id}: {verdict.meaning}"
+                return Diagnosis(CrashCause.DEVICE_LOST, text, permanent=False)
+        return None
+
+    def failed(self, devices: Sequence[str], pool_id: str, generation: int, cause: str) -> None:
+        if len(devices) != 1:  # of several GPUs nobody can tell which one it was
+            return
+        failure = Failure(self._clock.now(), devices[0], pool_id, generation, cause)
+        self._failures, why = fault_domains.add(self._failures, failure)
+        if why:
+            self._registry.report(devices[0], Verdict(Severity.FAULT, why))
+
+    def busy(self, devices: Sequence[str]) -> bool | None:
+        known: list[float] = []
+        for device_id in devices:
+            sample = self._telemetry.latest(device_id)
+            value = sample.values.get("utilization_gpu") if sample and sample.age <= STALE_SECONDS else None
+            if value is None:
+                return None
+            known.append(value)
+        return any(value >= BUSY_PERCENT for value in known)
+
+    async def _pause(self, seconds: float) -> None:
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        timer = self._clock.call_at(self._clock.now() + seconds, partial(_resolve, over))
+        try:
+            await over
+        finally:
+            timer.cancel()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

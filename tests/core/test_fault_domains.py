@@ -1,0 +1,59 @@
+"""A bad card and a bad configuration are told apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from poolmgr.core.fault_domains import CUDA_FAILURES, FAILURES, REMEMBERED, WINDOW_SECONDS, Failure, add
+
+pytestmark = pytest.mark.behaviour("RST-3")
+
+
+def fail(failures, times, pool="a", generation=1, device="GPU-1", cause="SIGNAL", at=0.0, every=1.0):
+    why = ""
+    for i in range(times):
+        failures, why = add(failures, Failure(at + i * every, device, pool, generation, cause))
+    return failures, why
+
+
+def test_one_generation_that_fails_for_ever_is_not_the_gpus_fault():
+    _, why = fail((), 50)
+    assert why == ""
+
+
+@pytest.mark.parametrize(("pool", "generation"), [("b", 1), ("a", 2)], ids=["another pool", "the next generation"])
+def test_a_second_generation_that_fails_there_too_puts_it_down_to_the_gpu(pool, generation):
+    failures, _ = fail((), FAILURES)
+    failures, why = fail(failures, FAILURES - 1, pool, generation)
+    assert why == ""
+    _, why = fail(failures, 1, pool, generation)
+    assert "2 generations" in why and "pool a generation 1" in why and f"pool {pool} generation {generation}" in why
+
+
+def test_cuda_errors_say_sooner_that_it_is_the_card_and_are_counted_apart():
+    failures, why = fail((), CUDA_FAILURES, cause="CUDA_ERROR")
+    assert why == ""
+    failures, why = fail(failures, FAILURES - 1, "b")
+    assert why == "", "what is no CUDA error does not count among them"
+    _, why = fail(failures, CUDA_FAILURES, "b", cause="DEVICE_LOST")
+    assert "CUDA errors" in why
+
+
+def test_failures_on_two_gpus_blame_neither():
+    failures, _ = fail((), FAILURES)
+    _, why = fail(failures, FAILURES, "b", device="GPU-2")
+    assert why == ""
+
+
+def test_failures_of_an_hour_ago_are_forgotten():
+    failures, _ = fail((), FAILURES)
+    _, why = fail(failures, FAILURES, "b", at=WINDOW_SECONDS + FAILURES)
+    assert why == ""
+
+
+def test_a_gpu_that_was_judged_begins_anew_and_memory_is_bounded():
+    failures, _ = fail((), FAILURES)
+    failures, why = fail(failures, FAILURES, "b")
+    assert why and not [f for f in failures if f.device_id == "GPU-1"]
+    failures, _ = fail((), 2 * REMEMBERED, every=0.001)
+    assert len(failures) == REMEMBERED

@@ -1,0 +1,48 @@
+"""A host with whatever GPUs a pool names."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from poolmgr.errors import EnvironmentFault
+from poolmgr.model.engine import Diagnosis
+from poolmgr.model.pool import PoolSpec
+from poolmgr.runtime.device_gate import CpuOnly
+
+
+@dataclass
+class AnyGpu(CpuOnly):
+    """`fault` keeps every start with GPUs from them; `held` keeps their memory from coming back; `said` is told of
+    each end, `used` of each engine's GPU."""
+
+    used: bool | None = None
+    fault: EnvironmentFault | None = None
+    said: Diagnosis | None = None
+    held: asyncio.Event | None = None
+    failures: list[tuple[tuple[str, ...], str, int, str]] = field(default_factory=list)
+    ended: list[tuple[str, tuple[str, ...], tuple[int, ...]]] = field(default_factory=list)
+
+    def check(self, spec: PoolSpec) -> None: ...
+
+    def choose(self, spec: PoolSpec, engine_id: str) -> tuple[str, ...]:
+        if spec.device_mask in ("", "none"):
+            return ()
+        if self.fault is not None:
+            raise self.fault
+        return tuple(f"GPU-{part}" for part in spec.device_mask.split(","))
+
+    async def released(self, engine_id: str, devices: Sequence[str], pids: Sequence[int]) -> None:
+        self.ended.append((engine_id, tuple(devices), tuple(pids)))
+        if self.held is not None:
+            await self.held.wait()
+
+    def diagnose(self, devices: Sequence[str]) -> Diagnosis | None:
+        return self.said
+
+    def failed(self, devices: Sequence[str], pool_id: str, generation: int, cause: str) -> None:
+        self.failures.append((tuple(devices), pool_id, generation, cause))
+
+    def busy(self, devices: Sequence[str]) -> bool | None:
+        return self.used if devices else False

@@ -1,0 +1,238 @@
+"""What stands between pools and GPUs, over a real registry and a telemetry that a test says."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from poolmgr.core.fault_domains import CUDA_FAILURES
+from poolmgr.errors import ClientError, EnvironmentFault, Reason
+from poolmgr.model.claim import ProcessFacts
+from poolmgr.model.device import Absence, DeviceState
+from poolmgr.model.pool import EngineName, PoolSpec
+from poolmgr.runtime.device_gate import RELEASE_SECONDS, DeviceGate
+from poolmgr.testing.devices import GIB, a_gpu, an_instance
+from poolmgr.testing.fakes import InlineWorkers, settled
+from tests.runtime.test_device_registry import Desk
+
+A, B = a_gpu(0).device_id, a_gpu(1).device_id
+SPEC = PoolSpec(EngineName.COMMAND, command="/bin/engine")
+
+
+def on(mask: str) -> PoolSpec:
+    return replace(SPEC, device_mask=mask)
+
+
+def gate_of(desk: Desk) -> DeviceGate:
+    return DeviceGate(desk.registry, desk.telemetry, desk.table, InlineWorkers(), desk.clock)
+
+
+def four() -> Desk:
+    return Desk(a_gpu(0), a_gpu(1), a_gpu(2), a_gpu(3))
+
+
+# Which ones.
+
+
+@pytest.mark.behaviour("PROC-2", "PRE-6")
+async def test_a_mask_becomes_uuids_in_its_order_and_none_asks_for_nothing():
+    async with four() as desk:
+        gate = gate_of(desk)
+        assert gate.choose(on("1,0"), "e") == (B, A)
+        assert gate.choose(on("none"), "e") == gate.choose(SPEC, "e") == ()
+
+
+@pytest.mark.behaviour("MASK-1", "PRE-6")
+async def test_a_mask_that_names_nothing_is_refused_with_what_exists_when_the_spec_is_taken():
+    async with four() as desk:
+        with pytest.raises(ClientError) as refused:
+            gate_of(desk).check(on("7"))
+        assert refused.value.reason is Reason.BAD_MASK
+        assert A[:12] in refused.value.message
+
+
+@pytest.mark.behaviour("MASK-2")
+async def test_two_mig_instances_for_one_process_are_refused_when_the_spec_is_taken():
+    gpu = replace(a_gpu(0), mig_mode=True)
+    async with Desk(gpu, an_instance(gpu, 0), an_instance(gpu, 1)) as desk:
+        with pytest.raises(ClientError) as refused:
+            gate_of(desk).check(on("0.0,0.1"))
+        assert refused.value.reason is Reason.BAD_MASK
+
+
+@pytest.mark.behaviour("MASK-1")
+async def test_auto_is_refused_until_there_is_placement():
+    async with four() as desk:
+        with pytest.raises(ClientError, match="placement"):
+            gate_of(desk).check(on("auto"))
+
+
+@pytest.mark.behaviour("PRE-6", "DEV-4")
+@pytest.mark.parametrize("absence", [a for a in Absence if a is not Absence.NOT_LOOKED])
+async def test_every_reason_for_which_there_are_no_gpus_is_told_apart_with_what_to_do(absence):
+    async with Desk() as desk:
+        desk.telemetry.show(absence=absence, message=f"because of {absence}", advice="do this")
+        gate = gate_of(desk)
+        with pytest.raises(ClientError) as refused:
+            gate.check(on("0"))
+        assert refused.value.numbers == {"device_mask": "0", "devices": 0, "absence": absence.value}
+        assert f"because of {absence}; do this" in refused.value.message
+        with pytest.raises(EnvironmentFault) as later:
+            gate.choose(on("0"), "e")
+        assert later.value.reason is Reason.GPU_REQUIRED
+        gate.check(SPEC)
+
+
+@pytest.mark.behaviour("MASK-4", "DEV-2")
+async def test_a_device_that_has_gone_keeps_a_start_waiting_and_not_its_spec_from_being_right():
+    async with four() as desk:
+        gate = gate_of(desk)
+        desk.telemetry.show(a_gpu(0), a_gpu(2), a_gpu(3))
+        with pytest.raises(EnvironmentFault) as missing:
+            gate.choose(on(B), "e")
+        assert missing.value.reason is Reason.DEVICE_UNAVAILABLE
+        desk.telemetry.show(a_gpu(0), a_gpu(1), a_gpu(2), a_gpu(3))
+        assert gate.choose(on(A), "e") == (A,)
+
+
+@pytest.mark.behaviour("STATE-1")
+async def test_a_device_that_takes_no_work_says_why():
+    async with four() as desk:
+        gate = gate_of(desk)
+        await desk.registry.cordon("0", "maintenance")
+        desk.xid(B)
+        for mask, refusal in (("0", "CORDONED"), ("1", "QUARANTINED")):
+            with pytest.raises(EnvironmentFault) as refused:
+                gate.choose(on(mask), "e")
+            assert refused.value.reason is Reason.DEVICE_UNAVAILABLE
+            assert refused.value.numbers["refusal"] == refusal
+
+
+# Their memory.
+
+
+async def ending(desk: Desk, gate: DeviceGate, pids: tuple[int, ...] = (7,)) -> asyncio.Future[None]:
+    released = asyncio.ensure_future(gate.released("e1", (A,), pids))
+    await settled()
+    return released
+
+
+@pytest.mark.behaviour("PROC-4")
+async def test_memory_that_is_back_at_once_is_waited_for_no_longer():
+    async with four() as desk:
+        gate = gate_of(desk)
+        await gate.starts("e1", (A,))
+        assert (await ending(desk, gate)).done()
+        assert desk.state(A) is DeviceState.AVAILABLE
+
+
+@pytest.mark.behaviour("PROC-4")
+async def test_memory_that_comes_back_late_is_waited_for_and_accuses_nobody():
+    async with four() as desk:
+        gate = gate_of(desk)
+        desk.telemetry.hold(A, 7, 20 * GIB)
+        released = await ending(desk, gate)
+        await desk.clock.advance(3.0)
+        assert not released.done()
+        desk.telemetry.let_go(A, 7)
+        await desk.clock.advance(0.3)
+        assert released.done()
+        assert desk.state(A) is not DeviceState.QUARANTINED
+
+
+@pytest.mark.behaviour("PROC-4")
+async def test_memory_that_is_never_given_back_quarantines_the_device_and_names_the_holder():
+    async with four() as desk:
+        gate = gate_of(desk)
+        desk.telemetry.hold(A, 7, 20 * GIB)
+        released = await ending(desk, gate)
+        await desk.clock.advance(RELEASE_SECONDS + 1.0)
+        assert released.done()
+        view = desk.registry.device(A).view
+        assert view.state is DeviceState.QUARANTINED
+        assert f"{20 * GIB} bytes held by process 7" in view.state_reason and "e1" in view.state_reason
+
+
+@pytest.mark.behaviour("PROC-4")
+async def test_a_worker_that_is_dead_and_still_listed_is_waited_for_a_stranger_that_lives_is_not():
+    async with four() as desk:
+        gate = gate_of(desk)
+        desk.table.facts[9] = ProcessFacts(9, 1, command="stranger")
+        desk.telemetry.hold(A, 9, 30 * GIB)
+        assert (await ending(desk, gate)).done()
+        desk.telemetry.hold(A, 8, GIB)
+        released = await ending(desk, gate)
+        assert not released.done()
+        desk.telemetry.let_go(A, 8)
+        await desk.clock.advance(0.3)
+        assert released.done()
+
+
+@pytest.mark.behaviour("PROC-4", "DEV-5")
+async def test_a_driver_that_does_not_answer_keeps_no_stop_from_ending_and_accuses_nobody():
+    async with four() as desk:
+        gate = gate_of(desk)
+        desk.telemetry.hold(A, 7, 20 * GIB)
+        desk.telemetry.stall()
+        released = await ending(desk, gate)
+        await desk.clock.advance(2.1)
+        assert released.done()
+        desk.telemetry.flow()
+        await settled()
+        assert desk.state(A) is not DeviceState.QUARANTINED
+
+
+# Ends.
+
+
+@pytest.mark.behaviour("LIVE-3")
+async def test_an_end_soon_after_a_fault_of_its_device_is_the_devices_and_later_or_elsewhere_it_is_not():
+    async with four() as desk:
+        gate = gate_of(desk)
+        assert gate.diagnose((A,)) is None
+        desk.xid(A, 79)
+        told = gate.diagnose((B, A))
+        assert told.reason == "DEVICE_LOST" and "XID 79" in told.message and not told.permanent
+        assert gate.diagnose((B,)) is None
+        await desk.clock.advance(10.5)
+        assert gate.diagnose((A,)) is None
+
+
+@pytest.mark.behaviour("LIVE-3")
+async def test_an_xid_of_the_application_is_not_a_lost_device():
+    async with four() as desk:
+        gate = gate_of(desk)
+        desk.xid(A, 13)
+        assert gate.diagnose((A,)) is None
+
+
+@pytest.mark.behaviour("RST-3")
+async def test_a_gpu_on_which_two_generations_fail_is_quarantined_and_one_of_several_is_not_guessed_at():
+    async with four() as desk:
+        gate = gate_of(desk)
+        for _ in range(2 * CUDA_FAILURES):
+            gate.failed((A, B), "a", 1, "CUDA_ERROR")
+            gate.failed((A, B), "b", 1, "CUDA_ERROR")
+        assert {desk.state(A), desk.state(B)} == {DeviceState.AVAILABLE}
+        for pool_id in ("a", "b"):
+            for _ in range(CUDA_FAILURES):
+                gate.failed((A,), pool_id, 1, "CUDA_ERROR")
+        assert desk.state(A) is DeviceState.QUARANTINED
+        assert "pool a generation 1, pool b generation 1" in desk.registry.device(A).view.state_reason
+
+
+@pytest.mark.behaviour("LIVE-2")
+async def test_whether_a_gpu_works_is_known_from_fresh_samples_only():
+    async with four() as desk:
+        gate = gate_of(desk)
+        assert gate.busy(()) is False
+        assert gate.busy((A,)) is None
+        desk.telemetry.sample(A, utilization_gpu=0.0)
+        assert gate.busy((A,)) is False
+        assert gate.busy((A, B)) is None
+        desk.telemetry.sample(B, utilization_gpu=37.0)
+        assert gate.busy((A, B)) is True
+        await desk.clock.advance(6.0)
+        assert gate.busy((A,)) is None

@@ -1,0 +1,179 @@
+"""GPUs as a pool gets them: told to its engine, kept over a restart, given back after its end."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from poolmgr.errors import ClientError, EnvironmentFault, Reason
+from poolmgr.model.engine import Diagnosis, ExitRecord
+from poolmgr.model.pool import EngineName, PoolSpec, PoolState, ReloadStrategy
+from poolmgr.testing.fakes import settled
+from tests.runtime.gates import AnyGpu
+from tests.runtime.world import World
+
+S = PoolState
+CRASH = ExitRecord(signal=11, source="shim")
+
+
+async def on_gpus(mask: str = "1,0", **gate: object) -> World:
+    world = await World(gate=AnyGpu(**gate)).recovered()  # type: ignore[arg-type]
+    await world.ready_pool(device_mask=mask)
+    return world
+
+
+def environment(world: World) -> dict[str, str]:
+    return dict(world.runtime.starts[-1].env)
+
+
+@pytest.mark.behaviour("PROC-2", "MASK-2")
+async def test_an_engine_sees_the_devices_of_its_mask_by_uuid_in_its_order():
+    world = await on_gpus("1,0")
+    assert environment(world)["CUDA_VISIBLE_DEVICES"] == "GPU-1,GPU-0"
+    assert environment(world)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    await world.close()
+
+
+@pytest.mark.behaviour("PROC-2", "PRE-6")
+@pytest.mark.parametrize("mask", ["", "none"])
+async def test_an_engine_that_asks_for_none_sees_none(mask):
+    world = await on_gpus(mask)
+    assert environment(world)["CUDA_VISIBLE_DEVICES"] == ""
+    await world.close()
+
+
+@pytest.mark.behaviour("PRE-6")
+@pytest.mark.parametrize("mask", ["0", "0,1", "GPU-8d3c", "all", "NONE"])
+async def test_a_daemon_without_gpus_refuses_a_pool_that_asks_for_one_before_anything_is_made(mask):
+    world = await World().recovered()
+    with pytest.raises(ClientError) as refused:
+        await world.facade.create_pool("a", PoolSpec(EngineName.COMMAND, command="/bin/engine", device_mask=mask))
+    assert refused.value.reason is Reason.GPU_REQUIRED
+    assert refused.value.numbers == {"device_mask": mask, "devices": 0}
+    assert world.facade.pools() == [] and world.runtime.starts == []
+    await world.close()
+
+
+@pytest.mark.behaviour("MASK-4", "PRE-6")
+async def test_a_device_that_is_gone_at_a_restart_charges_nobody_and_is_taken_again_when_it_is_back():
+    world = await on_gpus("0")
+    gate = world.gate
+    world.end(world.runtime.only(), CRASH)
+    gate.fault = EnvironmentFault(Reason.DEVICE_UNAVAILABLE, "device GPU-0 is not there")
+    await settled()
+    for _ in range(20):
+        await world.clock.advance(6.0)
+    view = world.facade.pool("a").view
+    assert (view.state, view.last_error.reason, view.restart_count) == (S.BACKOFF, "DEVICE_UNAVAILABLE", 1)
+    gate.fault = None
+    await world.clock.advance(6.0)
+    assert world.facade.pool("a").view.state is S.READY
+    await world.close()
+
+
+@pytest.mark.behaviour("PRE-7")
+async def test_two_engines_never_start_on_one_gpu_at_once():
+    world = await World(gate=AnyGpu()).recovered()
+    world.probe.result = replace(world.probe.result, outcome=type(world.probe.result.outcome).LOADING)
+    for pool_id, mask in (("a", "0"), ("b", "0"), ("c", "1")):
+        await world.facade.create_pool(pool_id, PoolSpec(EngineName.COMMAND, command="/bin/engine", device_mask=mask))
+        await world.facade.preload(pool_id, 0.0)
+    await settled()
+    assert [launch.pool_id for launch in world.runtime.starts] == ["a", "c"]
+    assert world.facade.pool("b").view.state_reason == "waits for the start of pool a on GPU-0"
+    await world.close()
+
+
+@pytest.mark.behaviour("PROC-3", "PROC-4")
+async def test_a_stop_is_over_once_the_memory_of_its_gpus_is_back():
+    world = await on_gpus("0", held=asyncio.Event())
+    engine = world.runtime.only()
+    pid = world.facade.pool("a").view.pid
+    await world.facade.stop("a", 0.0, 0.0)
+    await world.obey()
+    assert world.facade.pool("a").view.state is S.STOPPING
+    assert world.gate.ended == [(engine.launch.engine_id, ("GPU-0",), (pid,))]
+    world.gate.held.set()
+    await settled()
+    assert world.facade.pool("a").view.state is S.STOPPED
+    await world.close()
+
+
+@pytest.mark.behaviour("PROC-4")
+async def test_a_crashed_engine_starts_again_only_when_the_memory_of_its_gpus_is_back():
+    world = await on_gpus("0", held=asyncio.Event())
+    world.end(world.runtime.only(), CRASH)
+    await settled()
+    await world.clock.advance(20.0)
+    assert len(world.runtime.starts) == 1
+    world.gate.held.set()
+    await settled()
+    await world.clock.advance(2.0)
+    assert len(world.runtime.starts) == 2
+    await world.close()
+
+
+@pytest.mark.behaviour("LIVE-3", "RST-3")
+async def test_an_end_that_the_device_explains_says_so_and_is_told_with_its_device_and_generation():
+    world = await on_gpus("0", said=Diagnosis("DEVICE_LOST", "XID 79 on GPU-0", permanent=False))
+    world.end(world.runtime.only(), CRASH)
+    await settled()
+    assert world.facade.pool("a").view.last_error.reason == "DEVICE_LOST"
+    assert world.gate.failures == [(("GPU-0",), "a", 1, "DEVICE_LOST")]
+    await world.close()
+
+
+@pytest.mark.behaviour("PROC-6", "PROC-4")
+async def test_an_adopted_engine_keeps_the_devices_that_it_was_started_with():
+    first = await on_gpus("0,2")
+    world = await first.successor(gate=AnyGpu())
+    engine = world.runtime.only()
+    assert world.supervisor.engines.devices_of(engine.launch.engine_id) == ("GPU-0", "GPU-2")
+    world.end(engine, CRASH)
+    await settled()
+    assert world.gate.ended[0][1] == ("GPU-0", "GPU-2")
+    await world.close()
+
+
+@pytest.mark.behaviour("MASK-4", "STATE-1")
+async def test_a_pool_that_waits_for_its_device_starts_as_soon_as_it_takes_work_again():
+    world = await World(gate=AnyGpu()).recovered()
+    world.gate.fault = EnvironmentFault(Reason.DEVICE_UNAVAILABLE, "device GPU-0 is cordoned")
+    await world.facade.create_pool("a", PoolSpec(EngineName.COMMAND, command="/bin/engine", device_mask="0"))
+    await world.facade.preload("a", 0.0)
+    await settled()
+    view = world.facade.pool("a").view
+    assert (view.state, view.state_reason) == (S.BACKOFF, "DEVICE_UNAVAILABLE: device GPU-0 is cordoned")
+    world.gate.fault = None
+    world.supervisor.devices_changed()
+    await settled()
+    await world.clock.advance(0.0)
+    assert world.facade.pool("a").view.state is S.READY
+    await world.close()
+
+
+@pytest.mark.behaviour("RST-1")
+async def test_a_pool_that_waits_for_another_reason_is_not_hurried_by_a_device():
+    world = await on_gpus("0")
+    world.end(world.runtime.only(), CRASH)
+    await settled()
+    world.supervisor.devices_changed()
+    await settled()
+    assert world.facade.pool("a").view.state is S.BACKOFF
+    assert len(world.runtime.starts) == 1
+    await world.close()
+
+
+@pytest.mark.behaviour("DRN-3")
+async def test_a_reload_to_a_device_that_takes_no_work_leaves_the_old_generation_serving():
+    world = await on_gpus("0")
+    world.gate.fault = EnvironmentFault(Reason.DEVICE_UNAVAILABLE, "device GPU-1 is cordoned")
+    spec = replace(world.facade.pool("a").view.spec, device_mask="1")
+    await world.facade.reload_pool("a", spec, ReloadStrategy.MAKE_BEFORE_BREAK, None, 0.0)
+    await settled()
+    view = world.facade.pool("a").view
+    assert (view.state, view.generation, view.reload_phase) == (S.READY, 1, "")
+    assert "GPU-1 is cordoned" in view.last_error.message
+    await world.close()
