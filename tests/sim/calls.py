@@ -22,10 +22,11 @@ class Unavailable(Exception):
 class Call:
     """One call. `on_reply(result, error)` is called once, also when the daemon dies; never after `cancel`."""
 
-    def __init__(self, world: World, kind: str, work: Callable, on_reply: Callable) -> None:
+    def __init__(self, world: World, kind: str, work: Callable, on_reply: Callable, pool_id: str = "") -> None:
         world.calls_made += 1
         self.number = world.calls_made
         self.kind = kind
+        self.pool_id = pool_id
         self.sent = self.first_sent = world.timeline.now  # the first try's, of a request that is tried again
         self.arrived: float | None = None
         self.over = False
@@ -36,6 +37,11 @@ class Call:
         self._answered = False
         world.calls[self.number] = self
         world.timeline.after(world.latency(NETWORK), self._arrive)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a daemon has it and has not answered."""
+        return self.kind == "acquire" and self.arrived is not None and not self._answered and not self.over
 
     def _arrive(self) -> None:
         world, daemon = self._world, self._world.daemon

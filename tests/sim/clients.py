@@ -70,6 +70,7 @@ class Admin:
 
     def _try(self, op: Op, number: int) -> None:
         pools = self._world.oracle.pools
+        self._world.oracle.asked(op.pool_id, op.name)
         pools.asked(op.pool_id, op.name, op.spec)
         if op.name == "drain" and number == 1:
             pools.drain_asked(op.pool_id, op.deadline)
@@ -152,7 +153,9 @@ class Holder:
             ask = LeaseAsk(*facade.lease_key(self._pool_id), holder, h.ttl, h.wait, h.priority, holder)
             return await settled(facade.acquire(self._pool_id, ask))
 
-        call = Call(self._world, "acquire", work, lambda result, error: self._answered(call, result, error))
+        call = Call(
+            self._world, "acquire", work, lambda result, error: self._answered(call, result, error), self._pool_id
+        )
         self._call, call.first_sent = call, self._first_sent
         if self._world.chance(h.cancel):
             self._after(self._about(h.wait / 2), self._walk_away, call, holder)

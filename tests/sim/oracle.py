@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING
 
 from poolmgr.errors import PoolmgrError
 from poolmgr.model.engine import ExitRecord, LaunchSpec
+from poolmgr.model.pool import PoolView
 from tests.sim.kernel import Process
+from tests.sim.oracle_health import HealthOracle
 from tests.sim.oracle_leases import LeaseOracle
+from tests.sim.oracle_limits import LimitOracle
 from tests.sim.oracle_policy import PolicyOracle
 from tests.sim.oracle_pools import PoolOracle
+from tests.sim.oracle_registered import RegisteredOracle
 from tests.sim.oracle_stream import StreamOracle
+from tests.sim.oracle_versions import VersionOracle
 
 if TYPE_CHECKING:
     from tests.sim.daemon import Daemon
@@ -49,6 +54,10 @@ class Oracle:
         self.leases = LeaseOracle(self)
         self.policy = PolicyOracle(self)
         self.stream = StreamOracle(self)
+        self.health = HealthOracle(self)
+        self.limits = LimitOracle(self)
+        self.registered = RegisteredOracle(self)
+        self.versions = VersionOracle(self)
 
     @property
     def now(self) -> float:
@@ -67,20 +76,39 @@ class Oracle:
     def last_death(self) -> float:
         return self.daemon_deaths[-1] if self.daemon_deaths else 0.0
 
+    # What clients ask for, and what watchers are shown.
+
+    def asked(self, pool_id: str, op: str) -> None:
+        self.health.asked(pool_id, op)
+        self.limits.asked(pool_id, op)
+        self.versions.asked(pool_id, op)
+
+    def viewed(self, pool_id: str, view: PoolView | None) -> None:
+        self.health.viewed(pool_id, view)
+        self.limits.viewed(pool_id, view)
+        self.registered.viewed(pool_id, view)
+        self.versions.viewed(pool_id, view)
+
     # What happens in the host.
 
     def start_asked(self, launch: LaunchSpec) -> None:
+        self.registered.start_asked(launch)
+        self.limits.start_asked(launch)
         self.pools.start_asked(launch)
         self.policy.start_asked(launch)
 
     def spawned(self, process: Process) -> None:
         self.pools.spawned(process)
+        self.health.spawned(process)
 
     def signalled(self, process: Process, number: int) -> None:
+        self.health.signalled(process)
+        self.registered.signalled(process, number)
         self.pools.signalled(process, number)
 
     def process_ended(self, process: Process) -> None:
         if process.kind == "engine":
+            self.limits.engine_ended(process)
             self.policy.engine_ended(process)
 
     def exit_told(self, process: Process | None, record: ExitRecord) -> None:
@@ -100,12 +128,21 @@ class Oracle:
     def booted(self) -> None:
         self.leases.booted()
         self.policy.booted()
+        self.limits.forget()
+        self.registered.booted()
 
     def database_lost(self) -> None:
         self.pools.database_lost()
         self.policy.database_lost()
+        self.limits.forget()
+        self.registered.database_lost()
+        self.versions.database_lost()
 
     # What happens to the daemon.
+
+    def paused(self, seconds: float) -> None:
+        self.health.paused(seconds)
+        self.registered.paused(seconds)
 
     def phase(self, daemon: Daemon) -> str:
         """What the host is about when the daemon is killed: for the count of kills by phase."""
@@ -122,12 +159,18 @@ class Oracle:
         self.pools.serving(daemon)
         self.leases.serving(daemon)
         self.stream.serving(daemon)
+        self.versions.serving()
+        for pool_id, view in self.stream.views.items():
+            self.health.viewed(pool_id, view)
+            self.versions.viewed(pool_id, view)
 
     def daemon_lost(self, daemon: Daemon) -> None:
         self.daemon_deaths.append(self.now)
         self.leases.daemon_lost(daemon)
         self.policy.daemon_lost()
         self.stream.daemon_lost()
+        self.health.daemon_lost()
+        self.versions.daemon_lost()
 
     def noted(self, noted: object) -> None:
         self.world.event(f"note-{noted.note.name}")
@@ -139,6 +182,7 @@ class Oracle:
         self.pools.settled()
         self.leases.settled()
         self.stream.settled()
+        self.registered.settled()
 
     def emptied(self) -> None:
         """Every pool was deleted: nothing is left."""

@@ -78,6 +78,7 @@ class PolicyOracle:
     def engine_ended(self, process: Process) -> None:
         now, pool_id = self._now, process.pool_id
         if process.told:
+            self._served(process)
             return
         self._deaths.append((now, pool_id))
         spec = self._oracle.pools.truth(pool_id).spec
@@ -95,6 +96,12 @@ class PolicyOracle:
             past = self.past(pool_id)
             past.died_at, past.died_under = now, daemon
             self._oracle.world.timeline.after(CERTAIN_AFTER, self._certain, daemon, pool_id, past, now, healthy)
+
+    def _served(self, process: Process) -> None:
+        """It was asked to end: no failure. Where it had served for long enough by then, the run of failures is over."""
+        past, settings = self.past(process.pool_id), self._oracle.pools.truth(process.pool_id).settings()
+        if self._now - process.started - process.script.load >= settings.stable_after * 0.8:
+            past.streak, past.trial, past.open_until, past.timeout = 0, False, -inf, 0.0
 
     def _of_no_account(self, process: Process) -> bool:
         """Whether this engine was on its way out, or on trial in a reload: its end is charged to nobody."""

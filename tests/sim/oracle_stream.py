@@ -73,6 +73,7 @@ class StreamOracle:
         self._last = change.revision
         if change.pool is None:
             self.views.pop(change.pool_id, None)
+            self._oracle.viewed(change.pool_id, None)
             return
         view, before = change.pool.view, self.views.get(change.pool_id)
         # That a pool is being deleted is no field of a view: its one change may look like none.
@@ -80,10 +81,12 @@ class StreamOracle:
         if before is not None and not deleting and replace(view, revision=before.revision) == before:
             self._oracle.violate("WATCH", f"revision {change.revision} changes nothing of pool {change.pool_id}")
         self.views[change.pool_id] = view
+        self._oracle.viewed(change.pool_id, view)
         if before is None or before.state is not view.state:
             self._oracle.world.trace("state", view.pool_id, view.state, view.state_reason)
             self._oracle.world.event(f"state-{view.state}")
-            self._judge(view)
+            if not self._oracle.registered.owns(view.pool_id):
+                self._judge(view)
         if view.reload_phase and (before is None or before.reload_phase != view.reload_phase):
             self._oracle.world.trace("reload", view.pool_id, view.reload_phase, str(view.reload_generation))
             self._oracle.world.event(f"reload-{view.reload_phase}")

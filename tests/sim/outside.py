@@ -172,6 +172,9 @@ class SimKind:
         await self._world.sleep(self._world.latency(0.003))
         return EngineFacts("sim-1")
 
+    async def progress(self, spec: PoolSpec, port: int, timeout: float) -> None:
+        """It counts nothing."""
+
     def diagnose(self, record: ExitRecord, log_tail: Sequence[str]) -> Diagnosis | None:
         if any("unknown flag" in line for line in log_tail):
             return Diagnosis("BAD_ARGUMENTS", "unknown flag", permanent=True)

@@ -11,6 +11,7 @@ from poolmgr.runtime import bus, pool_actor
 from tests.sim.clients import Admin, Habits, Holder, Op, Stranger
 from tests.sim.kernel import Script
 from tests.sim.oracle_stream import Watcher
+from tests.sim.registered import Registered
 from tests.sim.world import World
 
 CAPACITY = 48  # changes that the bus keeps: few, so that watchers fall behind
@@ -18,6 +19,7 @@ SETTLE_STEPS = 14
 SETTLE_SECONDS = 10.0
 EMPTY_SECONDS = 90.0
 ON_THE_WAY = (PoolState.PROVISIONING, PoolState.STARTING, PoolState.STOPPING, PoolState.DRAINING)
+WELL = Script()
 USUAL = SupervisionOverrides(start_timeout_secs=20, stall_timeout_secs=15)
 
 
@@ -29,6 +31,7 @@ class Stage:
         self.holders: list[Holder] = []
         self.strangers: list[Stranger] = []
         self.watchers: list[tuple[Watcher, float]] = []
+        self.outsiders: list[Registered] = []
         self.length = 40.0
 
     # The cast.
@@ -138,6 +141,12 @@ class Stage:
     def watcher(self, slow: float = 0.0) -> None:
         self.watchers.append((Watcher(self.world.oracle), slow))
 
+    def outsider(self, pool_id: str = "r", script: Script = WELL, slots: int = 2, ttl: float = 30.0) -> Registered:
+        """An engine that registers itself as this pool."""
+        engine = Registered(self.world, pool_id, script, slots, ttl)
+        self.outsiders.append(engine)
+        return engine
+
     def kill(self, *times: float) -> None:
         for when in times:
             self.at(when, self.world.kill_daemon)
@@ -184,6 +193,8 @@ class Stage:
         world.missing.clear()
         world.disk.full = world.disk.failing = False
         world.scripts = dict.fromkeys(world.scripts, _well)
+        for engine in self.outsiders:
+            engine.calm()
         for one in (*self.holders, *self.strangers):
             one.stop() if isinstance(one, Holder) else setattr(one, "stopped", True)
         world.resume_daemon()
@@ -197,6 +208,8 @@ class Stage:
         daemon = self.world.daemon
         if daemon is None or not daemon.serving or not all(a.idle for a in self.admins.values()):
             return False
+        if not all(engine.leaving or engine.is_at_rest() for engine in self.outsiders):
+            return False
         return all(p.view.state not in ON_THE_WAY and not p.view.reload_phase for p in daemon.facade.pools())
 
     def _clear_away(self) -> None:
@@ -207,10 +220,12 @@ class Stage:
             self.admin(pool_id).drop()
             if world.oracle.pools.truth(pool_id).exists is not False:
                 self.delete(world.timeline.now, pool_id, 1.0)
+        for engine in self.outsiders:
+            engine.leave()
         deadline = world.timeline.now + EMPTY_SECONDS
         while world.timeline.now < deadline and not world.oracle.violations:
             world.run(5.0)
-            if all(a.idle for a in self.admins.values()):
+            if all(a.idle for a in self.admins.values()) and all(engine.gone for engine in self.outsiders):
                 break
         world.run(5.0)
         if not world.oracle.violations:

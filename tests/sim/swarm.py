@@ -8,6 +8,7 @@ from math import inf
 from random import Random
 
 from poolmgr.model.pool import ReloadStrategy, RestartMode, SupervisionOverrides
+from tests.sim import swarm_outside
 from tests.sim.kernel import Script
 from tests.sim.stage import USUAL, Stage
 
@@ -22,6 +23,7 @@ class Swarm:
     def __init__(self, stage: Stage, seed: int) -> None:
         self.s = stage
         self.world = stage.world
+        self.seed = seed
         self.rng = Random(f"swarm {seed}")
         stage.length = LENGTH
 
@@ -43,6 +45,7 @@ class Swarm:
         self._daemon_and_host(pools)
         self._disk()
         self._weather()
+        swarm_outside.tell(self.s, self.seed, LENGTH)
 
     # Pools and their people.
 

@@ -198,6 +198,7 @@ class World:
         if daemon is not None and not daemon.paused:
             self.event("daemon-paused")
             self.trace("pause", f"{seconds:.2f}")
+            self.oracle.paused(seconds)
             daemon.paused = True
             self.timeline.after(seconds, self._resume, daemon)
 
