@@ -67,8 +67,9 @@ def on_core(core: int) -> Iterator[None]:
 
 
 @contextmanager
-def echo_server(sizes: Mapping[str, int]) -> Iterator[Target]:
-    command = [sys.executable, "-m", "bench.echo", *(f"{method}={size}" for method, size in sizes.items())]
+def echo_server(sizes: Mapping[str, int], *, tuned: bool = False) -> Iterator[Target]:
+    command = [sys.executable, "-m", "bench.echo", *(["--tuned"] if tuned else [])]
+    command += [f"{method}={size}" for method, size in sizes.items()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(), cwd=common.ROOT)
     try:
         assert process.stdout is not None

@@ -1,18 +1,26 @@
-"""A bare grpcio aio server in a process of its own: what any Python daemon on gRPC can reach at most.
+"""A bare grpcio aio server in a process of its own: what a Python daemon on gRPC reaches that does nothing.
 
-usage: python -m bench.echo METHOD=BYTES...      prints its port; /bench.Echo/METHOD answers with so many bytes
+usage: python -m bench.echo [--tuned] METHOD=BYTES...    prints its port; /bench.Echo/METHOD answers with so many bytes
 
-It knows no message: a request is taken and dropped as bytes. The options are the daemon's own.
+It knows no message: a request is taken and dropped as bytes. The options are the daemon's own. Its loop and gRPC's
+switches are the libraries' defaults; with --tuned they are the daemon's, and it is what such a daemon reaches at most.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+if "--tuned" in sys.argv:  # read when gRPC begins
+    import poolmgr.__main__  # noqa: F401 - sets the daemon's own switches
+else:
+    os.environ.pop("GRPC_EXPERIMENTS", None)
+
 import grpc
+import uvloop
 
 from poolmgr.api.server import ServerSettings, server_options
 from poolmgr.config.schema import Server
@@ -46,4 +54,7 @@ async def serve(sizes: dict[str, int]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve({name: int(size) for name, _, size in (word.partition("=") for word in sys.argv[1:])}))
+    words = [word for word in sys.argv[1:] if word != "--tuned"]
+    factory = uvloop.new_event_loop if "--tuned" in sys.argv else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(serve({name: int(size) for name, _, size in (word.partition("=") for word in words)}))

@@ -68,9 +68,11 @@ class SessionRounds:
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """Unary leases by number of callers; the watchers each on a connection of its own, and all on one."""
+    """Unary leases by number of callers, beside either echo; the watchers each on a connection of its own, and all on
+    one."""
 
     unary: Mapping[str, Samples]
+    tuned: Mapping[str, Samples]
     watching: Stretch
     watching_shared: Stretch
 
@@ -81,6 +83,7 @@ class Servers:
 
     daemon: Target
     echo: Target
+    tuned: Target  # an echo on the daemon's own loop, with its switches
     sizes: beside.Sizes
 
 
@@ -93,8 +96,13 @@ def servers(directory: Path, pool_ids: Sequence[str]) -> Iterator[Servers]:
         with Client(daemon.address) as client:
             ready_pools(client, engine, *pool_ids)
         sizes = beside.sizes_of(daemon.address, pool_ids[0])
-        with beside.echo_server(sizes.replies()) as echo, beside.on_core(CLIENT_CORE):
-            yield Servers(Target("poolmgr", daemon.pid, daemon.address), echo, sizes)
+        replies = sizes.replies()
+        with (
+            beside.echo_server(replies) as echo,
+            beside.echo_server(replies, tuned=True) as tuned,
+            beside.on_core(CLIENT_CORE),
+        ):
+            yield Servers(Target("poolmgr", daemon.pid, daemon.address), echo, tuned, sizes)
 
 
 async def session_rounds(on: Servers, effort: beside.Effort) -> SessionRounds:
@@ -141,6 +149,7 @@ def measure_calls(directory: Path, effort: Effort, loop: asyncio.Runner) -> Call
     with servers(directory, pool_ids) as on:
         return Calls(
             loop.run(beside.compare_all([on.sizes.leases()], on.daemon, on.echo, effort.unary)),
+            loop.run(beside.compare_all([on.sizes.leases()], on.daemon, on.tuned, effort.unary)),
             loop.run(watchers.measure(on.daemon, pool_ids, effort.watch, shared=False)),
             loop.run(watchers.measure(on.daemon, pool_ids, effort.watch, shared=True)),
         )
@@ -166,6 +175,7 @@ def report(starts: Sequence[Adoption], session: SessionRounds, written: Commits,
         _, _, callers_text = name.rpartition("_")
         result.ratios[f"lease_vs_echo_{callers_text}"] = samples.ratio
         result.figures[f"lease_pairs_per_s_{callers_text}"] = common.median([s.per_second for s in samples.daemon])
+        result.ratios[f"lease_vs_tuned_echo_{callers_text}"] = calls.tuned[name].ratio
     return result
 
 

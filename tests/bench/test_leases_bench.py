@@ -35,7 +35,8 @@ def reported(answered=0.4, session=25_000.0, echo=4_000.0, unary=2_600.0, busy=0
         [Stretch(session, 1.0, 0.2)] * 3, {16: [Stretch(echo, 1.0)] * 3, 64: [Stretch(1.0, 1.0)] * 3}
     )
     samples = Samples([Stretch(unary, 1.0)] * 3, [Stretch(echo, 1.0)] * 3)
-    calls = Calls({f"lease_{n}": samples for n in (1, 16, 64)}, Stretch(5000.0, busy), Stretch(5000.0, busy / 2))
+    unary = {f"lease_{n}": samples for n in (1, 16, 64)}
+    calls = Calls(unary, unary, Stretch(5000.0, busy), Stretch(5000.0, busy / 2))
     starts = [Adoption(0.3, 0.31)] * 49 + [Adoption(answered, answered + 0.01)]
     return leases.report(starts, rounds, Commits([0.06], [0.4]), calls)
 
@@ -44,7 +45,8 @@ def test_good_figures_meet_every_bar_under_the_names_that_were_agreed():
     report = reported()
     assert below(report) == []
     assert {"adopt_32_ms_p99", "session_pairs_per_s", "commit_ms_p50", "watch_1000x5_cpu_percent"} < set(report.figures)
-    assert set(report.ratios) == {"session_vs_echo", "lease_vs_echo_1", "lease_vs_echo_16", "lease_vs_echo_64"}
+    beside = {f"lease_vs_{peer}_{callers}" for peer in ("echo", "tuned_echo") for callers in (1, 16, 64)}
+    assert set(report.ratios) == {"session_vs_echo", *beside}
     assert report.figures["full_commit_ms_p50"] == pytest.approx(0.4)
 
 
