@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in /usr/bin/python3 python3 python3.13 python3.12 python
 # What is compiled: a change of it means building again.
 EXT_SOURCES := $(wildcard ext/*/*.pyx ext/*/*.pxd ext/*/*.pxi ext/*/*.h ext/*/*.def ext/simnvml/*.c ext/shim/*.c)
 
-.PHONY: setup demo test check bench sim sim-bugs mutants chaos serve generate docs clean
+.PHONY: setup demo test check bench gpu-test gpu-wheels sim sim-bugs mutants chaos serve generate docs clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +32,14 @@ check: setup
 
 bench: setup
 	@for b in respawn rpc leases telemetry; do $(BIN)/python -m bench.$$b $(BENCH_ARGS) || exit 1; done
+
+# What holds of any GPU driver, on the simulated one and on this host's own where it has one (docs/gpu.md).
+gpu-test: setup
+	@$(BIN)/python -m pytest tests/gpu $(PYTEST_ARGS)
+
+# What scripts/gpu-check.sh needs on a GPU host without a network.
+gpu-wheels: setup
+	@PYTHON=$(BIN)/python scripts/gpu-wheels.sh
 
 # The core and runtime against a simulated host; every seed replays exactly.
 sim: setup

@@ -33,13 +33,14 @@ from poolmgr.api.server import ApiServer, ServerSettings
 from poolmgr.config.load import LoadedConfig, describe, load_config
 from poolmgr.config.schema import Config, Server
 from poolmgr.core.claims import Violation
+from poolmgr.core.effects import NoteName
 from poolmgr.errors import PoolmgrError
 from poolmgr.model.claim import RunningEngine
 from poolmgr.model.pool import PoolSpec
 from poolmgr.observe.logging import configure, log_device_events, log_events
 from poolmgr.ports import Clock, Workers
 from poolmgr.runtime import declared
-from poolmgr.runtime.bus import Bus
+from poolmgr.runtime.bus import Bus, Noted
 from poolmgr.runtime.device_engines import running_engines
 from poolmgr.runtime.device_gate import DeviceGate
 from poolmgr.runtime.devices import DeviceOutside, DeviceRegistry
@@ -190,6 +191,13 @@ def judge_engines(registry: DeviceRegistry, supervisor: Supervisor, facade: Faca
 
     registry.engines = running
     registry.on_change = supervisor.devices_changed
+
+    def follow(noted: Noted) -> None:
+        """What an engine claims changes with its pool, not with the next look at the driver."""
+        if noted.note.name is NoteName.POOL_TRANSITION:
+            registry.engines_changed()
+
+    supervisor.bus.listen(follow)
     registry.on_violation = lambda violation: tasks(_stop_violator(facade, violation), "stop violator")
 
 

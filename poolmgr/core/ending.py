@@ -8,7 +8,7 @@ from poolmgr.core import restart
 from poolmgr.core.effects import CountDeath, CountRestart, KillTree, NoteName, Terminate
 from poolmgr.core.lifecycle import Trigger
 from poolmgr.core.memo import Judged
-from poolmgr.core.messages import Exited, Found, StartRefused
+from poolmgr.core.messages import Exited, Explained, Found, StartRefused
 from poolmgr.core.starting import rest, start
 from poolmgr.core.state import Home, Turn
 from poolmgr.errors import Reason
@@ -130,6 +130,17 @@ def exited(turn: Turn, fact: Exited) -> None:
         _ended_by_itself(turn)
     else:
         fail(turn, error, grace=0.0, permanent=diagnosis is not None and diagnosis.permanent)
+
+
+def explained(turn: Turn, fact: Explained) -> None:
+    """An XID can be told after the end that it caused (LIVE-3). What was decided stays."""
+    run, error = turn.pool.engine, turn.pool.last_error
+    if run is None or run.engine_id != fact.engine_id or error is None or error.exit is None:
+        return
+    if run.main_alive or turn.pool.then not in (Trigger.RETRY, Trigger.PARK):  # we ended it
+        return
+    message = f"{error.message}: {fact.diagnosis.message}"
+    turn.set(last_error=replace(error, reason=fact.diagnosis.reason, message=message))
 
 
 def _ended_by_itself(turn: Turn) -> None:

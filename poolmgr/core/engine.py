@@ -6,13 +6,14 @@ from dataclasses import replace
 
 from poolmgr.core import hang, restart
 from poolmgr.core.effects import NoteName, RunProbe
-from poolmgr.core.ending import exited, fail, found, gone, refused, try_again
+from poolmgr.core.ending import exited, explained, fail, found, gone, refused, try_again
 from poolmgr.core.lifecycle import Trigger
 from poolmgr.core.messages import (
     Adopted,
     Cleared,
     DevicesChanged,
     Exited,
+    Explained,
     Found,
     InDoubt,
     Probed,
@@ -47,6 +48,7 @@ Fact = (
     | Exited
     | TreeEmpty
     | DevicesChanged
+    | Explained
 )
 
 
@@ -61,6 +63,8 @@ def observe(turn: Turn, fact: Fact) -> None:  # noqa: C901 - flat match
             refused(turn, fact)
         case DevicesChanged():
             try_again(turn)
+        case Explained():
+            explained(turn, fact)
         case InDoubt(engine_id, detail):
             _doubted(turn, engine_id, detail)
         case Cleared():

@@ -247,6 +247,14 @@ class HostFault:
 
 
 @dataclass(frozen=True, slots=True)
+class Explained:
+    """What became known of an end after it was told, before nothing was left of the engine."""
+
+    engine_id: str
+    diagnosis: Diagnosis
+
+
+@dataclass(frozen=True, slots=True)
 class DevicesChanged:
     """What kept a start from its devices may be over."""
 
@@ -303,5 +311,6 @@ Event = (
     Preload | Drain | Undrain | Stop | Delete | ResetBreaker | ChangeSpec | Acquire | Renew | Release | ForgetWaiter
     | Register | Heartbeat
     | Queued | Spawned | StartRefused | Adopted | AdoptedBeside | InDoubt | Found | Cleared | LeasesKept | Recovered
-    | Probed | WorkAnswered | Verified | Committed | Exited | TreeEmpty | HostFault | DevicesChanged | Tick
+    | Probed | WorkAnswered | Verified | Committed | Exited | TreeEmpty | HostFault | Explained | DevicesChanged
+    | Tick
 )  # fmt: skip

@@ -25,6 +25,7 @@ from poolmgr.core.messages import (
     Drain,
     Event,
     Exited,
+    Explained,
     ForgetWaiter,
     Heartbeat,
     HostFault,
@@ -128,7 +129,7 @@ def _beside(turn: Turn, event: Event) -> bool:
     match event:
         case Queued() | Spawned() | StartRefused():
             theirs = event.generation == beside.generation
-        case Probed() | WorkAnswered() | Exited() | TreeEmpty():
+        case Probed() | WorkAnswered() | Exited() | Explained() | TreeEmpty():
             theirs = owner(pool, event.engine_id) is beside
         case Renew() | Release():
             theirs = leases.knows(beside.leases, event.lease_id)
@@ -393,8 +394,5 @@ def _host_fault(turn: Turn) -> None:
     turn.note(NoteName.HOST_FAULT, window_seconds=turn.pool.settings.host_fault_window)
     if policy.breaker_state is BreakerState.OPEN or cannot_start:
         return
-    resume_at = turn.at.now + turn.pool.settings.backoff_initial
-    if turn.pool.state in (PoolState.BACKOFF, PoolState.PARKED):
-        turn.set(resume_at=resume_at)
-    elif turn.pool.state is PoolState.STOPPING and turn.pool.then in (Trigger.RETRY, Trigger.PARK):
-        turn.set(resume_at=resume_at, then=Trigger.RETRY)
+    if waits(turn.pool):
+        turn.set(resume_at=turn.at.now + turn.pool.settings.backoff_initial, then=Trigger.RETRY)

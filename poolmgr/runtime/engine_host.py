@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from poolmgr.core.effects import AskWork, Discard, Effect, KillTree, Rest, RunProbe, Start, Terminate, Verify
@@ -26,9 +26,9 @@ from poolmgr.core.messages import (
 )
 from poolmgr.core.permits import Ask, Place
 from poolmgr.core.starting import engine_arguments
-from poolmgr.core.state import spec_of, version
+from poolmgr.core.state import EngineRun, owner, spec_of, version
 from poolmgr.errors import ClientError, EnvironmentFault, InternalError, PoolmgrError, Reason
-from poolmgr.model.engine import ExitRecord, LaunchSpec, RecoveredEngine
+from poolmgr.model.engine import ExitRecord, LaunchSpec, ProcessIdentity, RecoveredEngine
 from poolmgr.model.pool import (
     EngineName,
     PoolRecord,
@@ -49,8 +49,6 @@ PERMANENT_ERRNO = frozenset({errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.EN
 
 Undo = Callable[[str], Awaitable[None]]  # of Runtime: rest or remove
 
-# A start that failed is over once nothing of it is left: until then it holds what the next one would size itself by.
-ON_THE_WAY = (PoolState.PROVISIONING, PoolState.STARTING, PoolState.STOPPING)
 PERMIT_SECONDS = 7200.0  # no start takes longer than that
 
 NO_COMMAND_LINE: tuple[str, ...] = ()  # of an engine that was found running and could not be started now
@@ -102,6 +100,11 @@ class Beside:
     retiring: bool
 
 
+def _over(run: EngineRun | None, started: ProcessIdentity) -> bool:
+    """Whether this start has succeeded, or nothing of it is left."""
+    return run is None or run.ready_at is not None or (run.pid, run.ticks) != (started.pid, started.start_ticks)
+
+
 def record_of(actor: PoolActor, spec: PoolSpec, generation: int) -> PoolRecord:
     """What the pool can be made of again if the store is lost and this engine is not (PROC-7)."""
     pool = actor.pool
@@ -124,6 +127,8 @@ class EngineHost:
         self._clock = clock
         self._spawn = spawn
         self._launches: dict[str, LaunchSpec] = {}
+        self._chosen: dict[str, tuple[str, ...]] = {}  # devices by engine directory, as long as that is there
+        self._starts = 0
         self._order = KeyedLocks()
         self._permits = StartPermits(parallel_starts)
         self.questions = Questions(outside, clock, spawn, self._gpu_busy)
@@ -180,6 +185,8 @@ class EngineHost:
         async with self._order.hold(engine_id):
             self._forget_leftover(pool_id, engine_id)
             self._release_port(engine_id)
+            if undo == self._outside.runtime.remove:
+                self._chosen.pop(engine_id, None)
             try:
                 await undo(engine_id)
             except EnvironmentFault:
@@ -188,6 +195,11 @@ class EngineHost:
 
     def _forget_leftover(self, pool_id: str, engine_id: str) -> None:
         self._leftover.get(pool_id, {}).pop(engine_id, None)
+
+    def remember(self, engine: RecoveredEngine) -> None:
+        """What an earlier daemon gave it, for the next start in its directory."""
+        if engine.launch is not None and DEVICE_VARIABLE in engine.launch.env:
+            self._chosen[engine.engine_id] = devices_in(engine.launch.env)
 
     async def remove(self, pool_id: str, engine_id: str) -> None:
         """Removes what is left of an engine that has ended. Raises EnvironmentFault; `put_away` tries again."""
@@ -228,6 +240,7 @@ class EngineHost:
         generation = engine.generation if beside else actor.pool.generation
         now = self._launch_of(actor, engine, spec, generation)
         self._launches[engine.engine_id] = now
+        self.remember(engine)
         link = self._link(actor, engine.engine_id, spec, devices_in(now.env))
         try:
             self._outside.runtime.attach(engine.engine_id, link)
@@ -271,12 +284,13 @@ class EngineHost:
         generation = effect.generation
         far = self._clock.now() + PERMIT_SECONDS
         try:
-            devices = self._outside.gate.choose(spec, engine_id)
+            devices = self._choose(spec, engine_id)
         except PoolmgrError as error:
             permanent = isinstance(error, ClientError)
             self._refused(actor, effect, engine_id, StartRefused(error.reason, error.message, permanent, generation))
             return
-        ask = Ask(engine_id, actor.pool.pool_id, devices, first=not effect.proven)
+        self._starts += 1
+        ask = Ask(f"{engine_id} {self._starts}", actor.pool.pool_id, devices, first=not effect.proven)
 
         def told(place: Place) -> None:
             actor.tell(Queued(generation, place.position, place.reason))
@@ -290,10 +304,23 @@ class EngineHost:
                     actor, effect, engine_id, StartRefused("", "asked to end while it waited", False, generation)
                 )
                 return
-            await self._start_now(actor, effect, engine_id, spec)
-            await actor.until(lambda pool: version(pool, generation).state not in ON_THE_WAY, far)
+            identity = await self._start_now(actor, effect, engine_id, spec)
+            if identity is not None:
+                # One that failed is over once nothing of it is left: till then it holds what others would size by.
+                await actor.until(lambda pool: _over(owner(pool, engine_id).engine, identity), far)
 
-    async def _start_now(self, actor: PoolActor, effect: Start, engine_id: str, spec: PoolSpec) -> None:
+    def _choose(self, spec: PoolSpec, engine_id: str) -> tuple[str, ...]:
+        """The devices that its first start was given, by UUID: what an index means changes when a card goes (DEV-2).
+
+        Raises as `Gate.choose`.
+        """
+        chosen = self._chosen.get(engine_id)
+        return self._outside.gate.choose(replace(spec, device_mask=",".join(chosen)) if chosen else spec, engine_id)
+
+    async def _start_now(
+        self, actor: PoolActor, effect: Start, engine_id: str, spec: PoolSpec
+    ) -> ProcessIdentity | None:
+        """Who runs now; None where nobody does, and the pool has been told why."""
         generation = effect.generation
         async with self._order.hold(engine_id):
             try:
@@ -315,9 +342,10 @@ class EngineHost:
                 link.begin(
                     Spawned(engine_id, identity.pid, launch.port, launch.slots, identity.start_ticks, generation)
                 )
-                return
+                return identity
             self._release_port(engine_id)
         self._refused(actor, effect, engine_id, refused)
+        return None
 
     def _link(self, actor: PoolActor, engine_id: str, spec: PoolSpec, devices: tuple[str, ...]) -> EngineLink:
         out = self._outside
@@ -339,7 +367,7 @@ class EngineHost:
 
     async def _launch(self, actor: PoolActor, effect: Start, engine_id: str, spec: PoolSpec) -> LaunchSpec:
         """What to start: what was started last in this place, if that has been READY; else anew through the gates."""
-        last, devices = self._launches.get(engine_id), self._outside.gate.choose(spec, engine_id)
+        last, devices = self._launches.get(engine_id), self._choose(spec, engine_id)
         same = last is not None and last.argv != NO_COMMAND_LINE and devices_in(last.env) == devices
         if last is not None and same and effect.proven and not effect.fresh_port:
             return last
@@ -355,6 +383,7 @@ class EngineHost:
             mark=mark_of(spec), slots=spec.slots, record=record_of(actor, spec, effect.generation),
         )  # fmt: skip
         self._launches[engine_id] = launch
+        self._chosen[engine_id] = devices
         return launch
 
     def _release_port(self, engine_id: str) -> None:

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from poolmgr.core.messages import Adopted, AdoptedBeside, Event, Exited, Spawned, TreeEmpty
-from poolmgr.model.engine import ExitRecord
+from poolmgr.core.messages import Adopted, AdoptedBeside, Event, Exited, Explained, Spawned, TreeEmpty
+from poolmgr.model.engine import Diagnosis, ExitRecord
 from poolmgr.model.pool import LOG_TAIL_CHARACTERS, LOG_TAIL_LINES
 from poolmgr.ports import EngineKind, Runtime
 from poolmgr.runtime.device_gate import Gate
@@ -41,6 +41,7 @@ class EngineLink:
         self._runtime = runtime
         self._gpus = gpus
         self._pids: tuple[int, ...] = ()
+        self._lost: Diagnosis | None = None
         self._held: list[Event] | None = []
 
     def begin(self, fact: Spawned | Adopted | AdoptedBeside) -> None:
@@ -52,8 +53,8 @@ class EngineLink:
 
     def exited(self, record: ExitRecord) -> None:
         ended = told(self._engine_id, record, self._kind, self._runtime)
-        lost = self._gpus.gate.diagnose(self._gpus.devices) if self._gpus.devices else None
-        self._tell(replace(ended, diagnosis=lost) if lost is not None else ended)
+        self._lost = self._gpus.gate.diagnose(self._gpus.devices) if self._gpus.devices else None
+        self._tell(replace(ended, diagnosis=self._lost) if self._lost is not None else ended)
 
     def tree_empty(self) -> None:
         if self._gpus.devices:
@@ -64,6 +65,9 @@ class EngineLink:
     async def _released(self) -> None:
         """An engine has ended once its GPUs are free of it too (PROC-3)."""
         await self._gpus.gate.released(self._engine_id, self._gpus.devices, self._pids)
+        late = self._gpus.gate.diagnose(self._gpus.devices) if self._lost is None else None
+        if late is not None:
+            self._tell(Explained(self._engine_id, late))
         self._tell(TreeEmpty(self._engine_id))
 
     def _tell(self, event: Event) -> None:

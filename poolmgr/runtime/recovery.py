@@ -94,6 +94,7 @@ class Recovery:
         if last is None:
             return
         dead.remove(last)
+        self.engines.remember(last)
         known.actor.tell(self._told(known, last))
 
     def _told(self, known: Known, engine: RecoveredEngine) -> Found:

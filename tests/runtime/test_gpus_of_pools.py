@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -176,4 +176,68 @@ async def test_a_reload_to_a_device_that_takes_no_work_leaves_the_old_generation
     view = world.facade.pool("a").view
     assert (view.state, view.generation, view.reload_phase) == (S.READY, 1, "")
     assert "GPU-1 is cordoned" in view.last_error.message
+    await world.close()
+
+
+@pytest.mark.behaviour("PRE-7", "PROC-4")
+async def test_a_start_that_fails_is_tried_again_where_the_memory_comes_back_later_than_the_backoff_ends():
+    world = await World(gate=AnyGpu(held=asyncio.Event())).recovered()
+    world.probe.result = replace(world.probe.result, outcome=type(world.probe.result.outcome).LOADING)
+    await world.facade.create_pool("a", PoolSpec(EngineName.COMMAND, command="/bin/engine", device_mask="0"))
+    await world.facade.preload("a", 0.0)
+    await settled()
+    world.end(world.runtime.only(), CRASH)
+    await settled()
+    await world.clock.advance(5.0)
+    world.gate.held.set()
+    await settled()
+    await world.clock.advance(0.1)
+    assert len(world.runtime.starts) == 2, world.facade.pool("a").view.state_reason
+    await world.close()
+
+
+@dataclass
+class Renumbered(AnyGpu):
+    """`first`: which card index 0 is now."""
+
+    first: str = "GPU-A"
+
+    def choose(self, spec: PoolSpec, engine_id: str) -> tuple[str, ...]:
+        return tuple(self.first if part == "0" else part for part in spec.device_mask.split(","))
+
+
+@pytest.mark.behaviour("DEV-2", "MASK-4")
+@pytest.mark.parametrize("daemon", ["the same daemon", "the next daemon"])
+async def test_a_pool_by_index_keeps_its_card_when_indexes_change_until_its_spec_does(daemon):
+    world = await World(gate=Renumbered()).recovered()
+    await world.ready_pool(device_mask="0")
+    if daemon == "the next daemon":
+        world.end(world.runtime.only(), CRASH)
+        world = await world.successor(gate=Renumbered(first="GPU-B"))
+    else:
+        world.gate.first = "GPU-B"
+        world.end(world.runtime.only(), CRASH)
+        await settled()
+    await world.clock.advance(1.5)
+    assert environment(world)["CUDA_VISIBLE_DEVICES"] == "GPU-A"
+    await world.facade.reload_pool("a", None, ReloadStrategy.BREAK_BEFORE_MAKE, None, 0.0)
+    await settled()
+    await world.obey()
+    await world.clock.advance(1.0)
+    assert environment(world)["CUDA_VISIBLE_DEVICES"] == "GPU-B"
+    await world.close()
+
+
+@pytest.mark.behaviour("LIVE-3")
+async def test_an_xid_that_is_told_after_the_end_that_it_caused_still_explains_it():
+    world = await on_gpus("0", held=asyncio.Event())
+    world.end(world.runtime.only(), CRASH)
+    await settled()
+    assert world.facade.pool("a").view.last_error.reason == "SIGNAL"
+    world.gate.said = Diagnosis("DEVICE_LOST", "XID 79 on GPU-0", permanent=False)
+    world.gate.held.set()
+    await settled()
+    error = world.facade.pool("a").view.last_error
+    assert (error.reason, error.exit.signal) == ("DEVICE_LOST", 11)
+    assert "XID 79" in error.message
     await world.close()

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from poolmgr.adapters.simulator.host import SimulatedHost, library_path
+from poolmgr.adapters.simulator.scenario import load
 from poolmgr.testing import engine
 
 PROGRAM = Path(engine.__file__)
@@ -228,3 +230,23 @@ def test_it_can_run_without_listening(started: list[Running]) -> None:
     running = ready(started, "--no-listen")
     with pytest.raises(urllib.error.URLError, match="refused"):
         running.ask("/health")
+
+
+def test_it_holds_what_it_is_told_of_simulated_gpus_in_its_mask_or_not_until_it_ends(
+    started: list[Running], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = SimulatedHost(load("3xT4"), tmp_path / "gpus")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(host.uuids()[1:]))
+    gpus = ("--gpu-library", str(library_path()), "--gpu-state", str(host.path), "--gpu-memory", "1048576")
+    running = ready(started, *gpus)
+
+    def held() -> list[int]:
+        processes = [[p for p in host.state.processes(gpu) if p["pid"] == running.process.pid] for gpu in range(3)]
+        return [sum(int(p["bytes"] or 0) for p in each) for each in processes]
+
+    assert held() == [0, 1 << 20, 1 << 20]
+    running.ask("/_control", {"gpu": {host.uuid(0): 2 << 20, host.uuid(1): 0}})
+    assert held() == [2 << 20, 0, 1 << 20]
+    running.ask("/_control", {"gpu": {host.uuid(0): 1 << 40}})
+    assert "CUDA error: Cannot allocate memory" in running.until("CUDA error")[-1]
+    assert running.wait() == 1
