@@ -191,6 +191,7 @@ def judge_engines(registry: DeviceRegistry, supervisor: Supervisor, facade: Faca
 
     registry.engines = running
     registry.on_change = supervisor.devices_changed
+    registry.on_move_away = supervisor.move_away
 
     def follow(noted: Noted) -> None:
         """What an engine claims changes with its pool, not with the next look at the driver."""

@@ -247,6 +247,13 @@ class HostFault:
 
 
 @dataclass(frozen=True, slots=True)
+class Evacuate:
+    """A device of its engine is not to be trusted with work any more (STATE-1)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Explained:
     """What became known of an end after it was told, before nothing was left of the engine."""
 
@@ -311,6 +318,6 @@ Event = (
     Preload | Drain | Undrain | Stop | Delete | ResetBreaker | ChangeSpec | Acquire | Renew | Release | ForgetWaiter
     | Register | Heartbeat
     | Queued | Spawned | StartRefused | Adopted | AdoptedBeside | InDoubt | Found | Cleared | LeasesKept | Recovered
-    | Probed | WorkAnswered | Verified | Committed | Exited | TreeEmpty | HostFault | Explained | DevicesChanged
-    | Tick
+    | Probed | WorkAnswered | Verified | Committed | Exited | TreeEmpty | HostFault | Evacuate | Explained
+    | DevicesChanged | Tick
 )  # fmt: skip

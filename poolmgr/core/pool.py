@@ -23,6 +23,7 @@ from poolmgr.core.messages import (
     Committed,
     Delete,
     Drain,
+    Evacuate,
     Event,
     Exited,
     Explained,
@@ -115,6 +116,8 @@ def _apply(turn: Turn, event: Event) -> None:  # noqa: C901 - flat match
             reload.committed(turn, step, event)
         case HostFault():
             _host_fault(turn)
+        case Evacuate(reason):
+            reload.evacuate(turn, reason)
         case Tick() | Register() | Heartbeat():
             pass
         case _:
@@ -259,9 +262,8 @@ def _delete(turn: Turn, deadline: float | None) -> None:
 
 
 def _reset(turn: Turn) -> None:
-    turn.set(policy=restart.reset(turn.pool.policy))
+    turn.set(policy=restart.reset(turn.pool.policy), rolled_back=())
     turn.note(NoteName.BREAKER_CLOSED, by="operator")
-    turn.set(rolled_back=())
     if turn.pool.state is PoolState.PARKED:
         start(turn, Trigger.RESUME, "breaker reset by an operator")
     elif turn.pool.state is PoolState.STOPPING and turn.pool.then is Trigger.PARK:

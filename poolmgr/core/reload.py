@@ -58,6 +58,13 @@ def _alike(one: PoolSpec, other: PoolSpec) -> bool:
     return engine_arguments(one) == engine_arguments(other) and one.readiness == other.readiness
 
 
+def evacuate(turn: Turn, reason: str) -> None:
+    """The engine drains and goes; the next start waits for a device that takes work. A reload under way goes on."""
+    pool = turn.pool
+    if pool.state is PoolState.READY and pool.wanted and pool.reload is None:
+        begin_drain(turn, reason, pool.spec.drain_deadline, then=Trigger.RESUME)
+
+
 def begin(turn: Turn, change: ChangeSpec) -> None:
     """Towards a generation that the serving engine cannot serve."""
     pool = turn.pool

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from poolmgr.core.effects import Effect
 from poolmgr.core.memo import Memo
-from poolmgr.core.messages import DevicesChanged, HostFault, LeasesKept, Preload, Recovered, Stop
+from poolmgr.core.messages import DevicesChanged, Evacuate, HostFault, LeasesKept, Preload, Recovered, Stop
 from poolmgr.core.state import changed, may_serve, new_pool, remembering
 from poolmgr.errors import ClientError, EnvironmentFault, PoolmgrError, Reason
 from poolmgr.model.engine import RecoveryState
@@ -325,6 +325,13 @@ class Supervisor:
         for pool_id in self.counters.count_death(self._clock.now(), actor.pool.pool_id, alive):
             if pool_id in self._actors:
                 self._actors[pool_id].tell(HostFault())
+
+    def move_away(self, device_id: str, reason: str) -> None:
+        """Work on this device is to go elsewhere; where its pool has nothing else, it waits."""
+        for actor in self.actors():
+            run = actor.pool.engine
+            if run is not None and device_id in (self.engines.devices_of(run.engine_id) or ()):
+                actor.tell(Evacuate(f"device {device_id}: {reason}"))
 
     def devices_changed(self) -> None:
         """What keeps a pool from its devices may be over."""

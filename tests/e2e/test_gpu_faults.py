@@ -33,7 +33,7 @@ from tests.e2e.gpus import GIB, QUICK, GpuDaemon, scenario_file, visible
 
 pytestmark = pytest.mark.e2e
 
-XID, BAD, GONE, LOST, LATE, KEPT, HELD, SPARE = range(8)
+XID, BAD, GONE, LOST, LATE, KEPT, HELD, SPARE, LEFT = range(9)
 FALLEN_OFF = 79
 LATE_SECONDS = 0.8
 HANG_SECONDS = 30.0
@@ -183,9 +183,11 @@ def test_an_engine_that_dies_of_an_xid_lost_its_device_which_is_out_for_the_next
     daemon: GpuDaemon, client: Client, pool_id: str
 ) -> None:
     pool = serve(daemon, client, pool_id, XID)
+    client.acquire(pool_id, holder="story", ttl=60.0)  # else it has left the device before it can die of it
     uuid, offset = daemon.host.uuid(XID), daemon.log_size()
     daemon.host.xid(XID, FALLEN_OFF)
     out = daemon.until_device(uuid, lambda d: d.state == dpb.Device.QUARANTINED)
+    daemon.until(pool_id, lambda p: p.state == pb.Pool.DRAINING)
     tell(pool.endpoint, exit=1)
     ended = daemon.until(pool_id, lambda p: p.last_error.reason == "DEVICE_LOST")
     assert f"XID {FALLEN_OFF}" in ended.last_error.message and uuid in ended.last_error.message
@@ -197,6 +199,19 @@ def test_an_engine_that_dies_of_an_xid_lost_its_device_which_is_out_for_the_next
     # Not for ever: after this there is a trial, and a probation.
     assert out.state_until.seconds - out.state_since.seconds == pytest.approx(3600, abs=2)
     assert not out.admits and out.inadmissible == dpb.Device.DEVICE_QUARANTINED
+
+
+@pytest.mark.behaviour("STATE-1")
+def test_an_engine_leaves_a_device_that_is_quarantined_and_its_pool_waits_for_it(
+    daemon: GpuDaemon, client: Client, pool_id: str
+) -> None:
+    pool = serve(daemon, client, pool_id, LEFT)
+    uuid = daemon.host.uuid(LEFT)
+    daemon.host.xid(LEFT, FALLEN_OFF)
+    waits = daemon.until(pool_id, lambda p: p.state == pb.Pool.BACKOFF)
+    assert waits.last_error.reason == "DEVICE_UNAVAILABLE" and uuid in waits.last_error.message
+    assert waits.restart_count == pool.restart_count
+    assert not client.list_claims(uuid)
 
 
 @pytest.mark.behaviour("DEV-2", "STATE-1")

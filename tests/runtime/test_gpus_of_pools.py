@@ -9,6 +9,7 @@ import pytest
 
 from poolmgr.errors import ClientError, EnvironmentFault, Reason
 from poolmgr.model.engine import Diagnosis, ExitRecord
+from poolmgr.model.lease import Refusal, RefusalReason
 from poolmgr.model.pool import EngineName, PoolSpec, PoolState, ReloadStrategy
 from poolmgr.testing.fakes import settled
 from tests.runtime.gates import AnyGpu
@@ -240,4 +241,40 @@ async def test_an_xid_that_is_told_after_the_end_that_it_caused_still_explains_i
     error = world.facade.pool("a").view.last_error
     assert (error.reason, error.exit.signal) == ("DEVICE_LOST", 11)
     assert "XID 79" in error.message
+    await world.close()
+
+
+@pytest.mark.behaviour("STATE-1")
+async def test_work_leaves_a_device_that_is_not_to_be_trusted_and_comes_back_when_it_takes_work_again():
+    world = await on_gpus("0")
+    lease = await world.lease(ttl=300.0)
+    world.gate.fault = EnvironmentFault(Reason.DEVICE_UNAVAILABLE, "device GPU-0 is quarantined")
+    world.supervisor.move_away("GPU-0", "XID 79")
+    await settled()
+    view = world.facade.pool("a").view
+    assert (view.state, view.state_reason) == (S.DRAINING, "device GPU-0: XID 79")
+    refused = await world.facade.acquire("a", world.ask())
+    assert isinstance(refused, Refusal) and refused.reason is RefusalReason.POOL_DRAINING
+    world.facade.release(lease.lease_id, lease.token)
+    await world.obey()
+    view = world.facade.pool("a").view
+    assert (view.state, view.last_error.reason, view.restart_count) == (S.BACKOFF, "DEVICE_UNAVAILABLE", 0)
+    world.gate.fault = None
+    world.supervisor.devices_changed()
+    await settled()
+    assert world.facade.pool("a").view.state is S.READY
+    await world.close()
+
+
+@pytest.mark.behaviour("STATE-1")
+async def test_work_on_other_devices_and_work_that_nobody_wants_is_left_alone():
+    world = await on_gpus("1")
+    world.supervisor.move_away("GPU-0", "XID 79")
+    await settled()
+    assert world.facade.pool("a").view.state is S.READY
+    await world.facade.stop("a", 0.0, 0.0)
+    await world.obey()
+    world.supervisor.move_away("GPU-1", "XID 79")
+    await settled()
+    assert world.facade.pool("a").view.state is S.STOPPED
     await world.close()
