@@ -31,6 +31,7 @@ class Held:
     release_sent: bool = False
     tried: bool = False  # an earlier release reached the daemon, and its answer was lost
     released: bool = False
+    unsure: bool = False  # it was released while the store was ill: that goes on, and may be lost with the daemon
     over: bool = False
 
 
@@ -93,7 +94,9 @@ class LeaseOracle:
         if truth.drained_at is not None and call.first_sent > truth.drained_at and not truth.pending:
             self._oracle.violate("DRN-1", f"pool {pool_id} drains and grants {lease.lease_id}")
         live = [h for h in self.held.values() if h.pool_id == pool_id and self._live(h, GRACE)]
-        slots = truth.slots(call.first_sent, self._oracle.stream.views.get(pool_id))
+        # A reply can come when its daemon is no more: what that one published last is what it granted by.
+        shown = self._oracle.stream.views.get(pool_id) or self._oracle.stream.last_view(pool_id)
+        slots = truth.slots(call.first_sent, shown)
         if len(live) > slots > 0 and engine is not None:
             self.doubled += 1
             self._oracle.violate(
@@ -161,9 +164,10 @@ class LeaseOracle:
     def released(self, held: Held, outcome: LeaseOutcome, call: Call) -> None:
         lease = held.lease
         if outcome is LeaseOutcome.RELEASED:
-            if held.released:
+            if held.released and not held.unsure:
                 self._oracle.violate("LEASE-6", f"lease {lease.lease_id} was released twice")
             held.released = True
+            held.unsure = self._oracle.store_ill_until >= self._oracle.now
         elif not held.released and not held.over and not self._excused(held, call):
             if held.tried and outcome is LeaseOutcome.UNKNOWN:
                 self._oracle.violate("LEASE-6", f"lease {lease.lease_id} was released before, and is {outcome}")
@@ -175,6 +179,8 @@ class LeaseOracle:
 
     def _remembers(self, held: Held) -> bool:
         """Whether the daemon should still know how this lease ended."""
+        if held.unsure:
+            return False
         same_boot = held.boot_id == self._oracle.world.kernel.boot_id
         pools = self._oracle.pools
         forgotten = held.pool_id in pools.lost or held.pool_id in pools.deleted

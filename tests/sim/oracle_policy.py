@@ -168,7 +168,10 @@ class PolicyOracle:
     def _check_backoff(self, pool_id: str, past: Past, settings) -> None:
         seen = past.died_at > past.failed_at and past.died_under is self._oracle.world.daemon
         failed_at, counted = (past.died_at, past.counted + 1) if seen else (past.failed_at, past.counted)
-        asked = max(past.asked, self._oracle.pools.truth(pool_id).last_start)
+        truth = self._oracle.pools.truth(pool_id)
+        if truth.pending:  # asked before the failure, done after it
+            return
+        asked = max(past.asked, truth.last_start)
         if (
             counted == 0 or asked >= failed_at or past.open_until > -inf
         ):  # a breaker's trial comes at the breaker's time

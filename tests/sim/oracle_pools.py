@@ -85,6 +85,8 @@ class PoolOracle:
         truth.wanted_since = self._now
         if spec is not None:
             self._has_spec(truth, view, spec)
+        if op in CHANGING or op == "reset":
+            self._oracle.policy.forgiven(truth.pool_id)  # it was done somewhen between the asking and now
         if op == "create":
             self._made(truth, spec)
         elif op in ("preload", "undrain"):
