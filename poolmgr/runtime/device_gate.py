@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Final, Protocol
 
 from poolmgr.core import fault_domains, vram
@@ -20,6 +18,7 @@ from poolmgr.model.mask import Mask, MaskKind
 from poolmgr.model.pool import PoolSpec
 from poolmgr.ports import Clock, ProcessInfo, Telemetry, Workers
 from poolmgr.runtime.devices import DeviceRegistry
+from poolmgr.runtime.waiting import pause
 
 DEVICE_VARIABLE: Final = "CUDA_VISIBLE_DEVICES"
 ORDER: Final = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
@@ -167,7 +166,7 @@ class DeviceGate:
         before, until = self._before.pop(engine_id, {}), self._clock.now() + RELEASE_SECONDS
         held = await self._held(devices, before, pids)
         while held and self._clock.now() < until:
-            await self._pause(LOOK_SECONDS)
+            await pause(self._clock, LOOK_SECONDS)
             held = await self._held(devices, before, pids)
         for device_id, what in held.items():
             text = f"its memory was not released within {RELEASE_SECONDS:.0f} s after engine {engine_id} ended: {what}"
@@ -231,16 +230,3 @@ class DeviceGate:
                 return None
             known.append(value)
         return any(value >= BUSY_PERCENT for value in known)
-
-    async def _pause(self, seconds: float) -> None:
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        timer = self._clock.call_at(self._clock.now() + seconds, partial(_resolve, over))
-        try:
-            await over
-        finally:
-            timer.cancel()
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

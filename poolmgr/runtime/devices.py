@@ -32,6 +32,7 @@ from poolmgr.ports import Clock, DeviceMemory, ProcessInfo, Telemetry, Timer, Wo
 from poolmgr.runtime.bus import Bus, PublishedDevice
 from poolmgr.runtime.device_memory import Remembering
 from poolmgr.runtime.tasks import Tasks
+from poolmgr.runtime.waiting import pause
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +307,7 @@ class DeviceRegistry:
     async def _watch_claims(self) -> None:
         while not self._closed:
             await self.look_at_processes()
-            await self._pause(self._settings.processes_interval)
+            await pause(self._clock, self._settings.processes_interval)
 
     async def look_at_processes(self) -> None:
         """Asks the driver who holds memory, and puts it down to whoever that is."""
@@ -345,16 +346,3 @@ class DeviceRegistry:
             fields["used_bytes"] = violation.used_bytes
         self._bus.note_device(DeviceNote(DeviceNoteName.MASK_VIOLATION, violation.device_id, fields))
         self.on_violation(violation)
-
-    async def _pause(self, seconds: float) -> None:
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        timer = self._clock.call_at(self._clock.now() + seconds, lambda: _resolve(over))
-        try:
-            await over
-        finally:
-            timer.cancel()
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

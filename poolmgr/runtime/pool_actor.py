@@ -39,6 +39,7 @@ from poolmgr.runtime.host_counters import HostCounters
 from poolmgr.runtime.recording import Recording
 from poolmgr.runtime.remembering import Remembering
 from poolmgr.runtime.tasks import Tasks
+from poolmgr.runtime.waiting import resolve
 
 _ANSWERS = (Lease, Refusal)  # a union written in the function would be made for each call
 
@@ -184,7 +185,7 @@ class PoolActor:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (reached, future)
         self._watching.append(entry)
-        timer = self._around.clock.call_at(deadline, lambda: _resolve(future))
+        timer = self._around.clock.call_at(deadline, lambda: resolve(future))
         try:
             await future
         finally:
@@ -245,7 +246,7 @@ class PoolActor:
         if self._watching:
             for reached, future in self._watching:
                 if reached(self.pool):
-                    _resolve(future)
+                    resolve(future)
 
     def _perform(self, effect: Effect) -> None:  # noqa: C901 - flat match
         match effect:
@@ -338,8 +339,3 @@ def _basis(pool: Pool) -> tuple[object, ...]:
         pool.policy, pool.restart_count, pool.last_error, pool.judged, pool.reload, pool.good, pool.rolled_back,
         pool.newest, pool.registered,
     )  # fmt: skip
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -18,6 +18,7 @@ from poolmgr.errors import EnvironmentFault
 from poolmgr.model.pool import PoolRecord
 from poolmgr.ports import Clock, Store
 from poolmgr.runtime.tasks import Tasks
+from poolmgr.runtime.waiting import pause
 
 # After a change that the store did not take: room on a disk tells nobody that it is back. The first tries come soon,
 # for what is not stored is lost with the daemon.
@@ -96,17 +97,9 @@ class Remembering:
             except EnvironmentFault as fault:
                 if not tries:
                     self._warnings.append(f"pool {self._pool_id}: not stored yet: {fault.message}")
-                await self._pause(min(RETRY_SECONDS_MAX, RETRY_SECONDS * 2.0 ** min(tries, 16)))
+                await pause(self._clock, min(RETRY_SECONDS_MAX, RETRY_SECONDS * 2.0 ** min(tries, 16)))
                 tries += 1
         self._behind = False
-
-    async def _pause(self, seconds: float) -> None:
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        timer = self._clock.call_at(self._clock.now() + seconds, lambda: _resolve(over))
-        try:
-            await over
-        finally:
-            timer.cancel()
 
     async def close(self) -> None:
         """Nothing is written behind any more; what is under way has ended on return."""
@@ -123,8 +116,3 @@ class Remembering:
                     await self.put(self._wanted)
                 except EnvironmentFault as fault:
                     self._warnings.append(f"pool {self._pool_id}: not stored: {fault.message}")
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
