@@ -30,6 +30,7 @@ class HostCounters:
         self._restarts: deque[float] = deque(maxlen=settings.restart_rate_limit + 1)
         self._deaths: dict[str, Death] = {}
         self._fault_at: float | None = None
+        self._excused: set[str] = set()  # by this fault, once each: who dies again does so for its own reasons
 
     # Fencing numbers.
 
@@ -77,5 +78,9 @@ class HostCounters:
             if now - self._fault_at < s.host_fault_window * HOST_FAULT_QUIET:
                 return ()
             self._fault_at = None
-        self._fault_at = now if self._fault_at is None else self._fault_at
-        return tuple(self._deaths)
+        if self._fault_at is None:
+            self._fault_at = now
+            self._excused.clear()
+        taken = tuple(pool_id for pool_id in self._deaths if pool_id not in self._excused)
+        self._excused.update(taken)
+        return taken

@@ -10,6 +10,8 @@ import pytest_asyncio
 from poolmgr.errors import EnvironmentFault, Reason
 from poolmgr.model.engine import ExitRecord
 from poolmgr.model.pool import BreakerState, PoolState
+from poolmgr.model.settings import SupervisionSettings
+from poolmgr.runtime.host_counters import HostCounters
 from tests.runtime.world import World
 
 KILLED = ExitRecord(signal=9, source="shim")
@@ -79,3 +81,12 @@ async def test_engines_that_die_before_they_served_are_no_sign_of_a_host_fault(w
         kill(world, pool_id)
         await world.clock.advance(31.0)
     assert world.notes("host_fault") == []
+
+
+@pytest.mark.behaviour("RST-6", "RST-4")
+def test_a_host_fault_excuses_each_pool_once_so_that_a_crash_loop_does_not_ride_on_it() -> None:
+    counters = HostCounters(range(1, 10), SupervisionSettings(), lambda: None)
+    assert counters.count_death(0.0, "a", alive=1) == ()
+    assert counters.count_death(1.0, "b", alive=0) == ("a", "b")
+    assert counters.count_death(5.0, "a", alive=1) == ()
+    assert counters.count_death(6.0, "c", alive=1) == ("c",)
