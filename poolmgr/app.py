@@ -46,6 +46,7 @@ from poolmgr.runtime.device_gate import DeviceGate
 from poolmgr.runtime.devices import DeviceOutside, DeviceRegistry
 from poolmgr.runtime.engine_host import Outside
 from poolmgr.runtime.facade import About, Controls, Facade
+from poolmgr.runtime.leaving import Leaving
 from poolmgr.runtime.readings import Readings
 from poolmgr.runtime.supervisor import Settings, Supervisor
 from poolmgr.runtime.tasks import Tasks
@@ -190,8 +191,9 @@ def judge_engines(registry: DeviceRegistry, supervisor: Supervisor, facade: Faca
         return running_engines([actor.pool for actor in supervisor.actors()], supervisor.engines.devices_of)
 
     registry.engines = running
-    registry.on_change = supervisor.devices_changed
-    registry.on_move_away = supervisor.move_away
+    leaving = Leaving(supervisor, registry.to_leave)
+    registry.on_change = leaving.devices_changed
+    registry.on_move_away = leaving.move_away
 
     def follow(noted: Noted) -> None:
         """What an engine claims changes with its pool, not with the next look at the driver."""

@@ -8,7 +8,7 @@ from typing import cast
 
 from poolmgr.api.guard import Context
 from poolmgr.api.paging import page
-from poolmgr.convert.device import claim_to_proto, device_to_proto, mask_to_proto, reason_from
+from poolmgr.convert.device import claim_to_proto, device_to_proto, mask_to_proto, reason_from, window_from
 from poolmgr.runtime.bus import Change, DeviceChange, PublishedDevice, Resync
 from poolmgr.runtime.facade import Facade
 from poolmgr.v1 import device_pb2 as pb
@@ -72,7 +72,8 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
 
     async def CordonDevice(self, request: pb.CordonDeviceRequest, context: Context) -> pb.Device:
         reason = reason_from(request.reason)
-        return encoded_device(await self._facade.devices.cordon(request.device_id, reason))
+        window = window_from(request)
+        return encoded_device(await self._facade.devices.cordon(request.device_id, reason, window, request.drain))
 
     async def UncordonDevice(self, request: pb.UncordonDeviceRequest, context: Context) -> pb.Device:
         return encoded_device(await self._facade.devices.uncordon(request.device_id))

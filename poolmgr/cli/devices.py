@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ from poolmgr.cli.session import Session, command
 
 app = typer.Typer(no_args_is_help=True, help="Look at GPUs and MIG instances, and keep work off them.")
 
+TIMES = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M"]
 DeviceName = Annotated[str, typer.Argument(metavar="DEVICE", help="Index, 1.2, UUID or its beginning, or PCI bus id.")]
 MaybeDevice = Annotated[str, typer.Argument(metavar="[DEVICE]", help="Only this one.")]
 
@@ -80,12 +82,22 @@ def cordon(
     session: Session,
     device: DeviceName,
     reason: Annotated[str, typer.Option(help="Why, for whoever looks next.")] = "",
+    drain: Annotated[bool, typer.Option(help="What runs on it drains and goes elsewhere.")] = False,
+    start: Annotated[datetime | None, typer.Option(help="From then on, UTC.", formats=TIMES)] = None,
+    end: Annotated[datetime | None, typer.Option(help="Until then, UTC.", formats=TIMES)] = None,
 ) -> None:
-    """Lets no new work onto a device, over restarts too; what runs on it goes on."""
+    """Lets no new work onto a device, over restarts too; what runs on it goes on, or leaves it with --drain."""
     from poolmgr.cli import show_devices
 
     with session.client() as client:
-        session.answer(client.cordon_device(device, reason=reason), show_devices.device)
+        cordoned = client.cordon_device(
+            device, reason=reason, start_time=_unix(start), end_time=_unix(end), drain=drain
+        )  # fmt: skip
+        session.answer(cordoned, show_devices.device)
+
+
+def _unix(time: datetime | None) -> float | None:
+    return None if time is None else time.replace(tzinfo=UTC).timestamp()
 
 
 @command(app)

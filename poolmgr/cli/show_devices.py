@@ -41,10 +41,7 @@ def device(one: device_pb2.Device) -> None:
             ("since", time_text(one.state_since)),
             ("until", time_text(one.state_until)),
             ("takes work", "yes" if one.admits else f"no: {_refusal(one)}"),
-            (
-                "cordon",
-                f"{one.cordon.reason or 'no reason given'}, {time_text(one.cordon.at)}" if _cordoned(one) else "",
-            ),
+            ("cordon", _cordon(one)),
             ("driver asks for", _action(one)),
             ("claims", str(one.claims)),
             ("memory", f"{_bytes(one, 'vram_free_bytes')} free of {_bytes(one, 'vram_total_bytes')}"),
@@ -186,7 +183,8 @@ def _number(one: device_pb2.Device) -> str:
 
 
 def _state(one: device_pb2.Device) -> Text:
-    return state_text(device_pb2.Device.State.Name(one.state) + ("+CORDONED" if _cordoned(one) else ""))
+    in_force = _cordoned(one) and not (one.admits and one.cordon.HasField("start_time"))
+    return state_text(device_pb2.Device.State.Name(one.state) + ("+CORDONED" if in_force else ""))
 
 
 def _cordoned(one: device_pb2.Device) -> bool:
@@ -194,7 +192,15 @@ def _cordoned(one: device_pb2.Device) -> bool:
 
 
 def _cordon(one: device_pb2.Device) -> str:
-    return f"{one.cordon.reason or 'no reason given'}, {time_text(one.cordon.at)}" if _cordoned(one) else ""
+    if not _cordoned(one):
+        return ""
+    cordon = one.cordon
+    parts = [cordon.reason or "no reason given", time_text(cordon.at), "drains" if cordon.drain else ""]
+    parts += [f"{word} {time_text(time)}" for word, time, said in (
+        ("from", cordon.start_time, cordon.HasField("start_time")),
+        ("until", cordon.end_time, cordon.HasField("end_time")),
+    ) if said]  # fmt: skip
+    return ", ".join(part for part in parts if part)
 
 
 def _refusal(one: device_pb2.Device) -> str:

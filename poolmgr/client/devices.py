@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from poolmgr.client.connection import DEFAULT_TIMEOUT, Connection, all_pages
-from poolmgr.convert.common import duration_to_proto, optional_duration
+from poolmgr.convert.common import duration_to_proto, optional_duration, optional_timestamp
 from poolmgr.v1 import device_pb2, telemetry_pb2
 from poolmgr.v1.device_pb2_grpc import DeviceServiceStub
 from poolmgr.v1.telemetry_pb2_grpc import TelemetryServiceStub
@@ -52,9 +52,26 @@ class DeviceCalls(Connection):
 
         return all_pages(page)
 
-    def cordon_device(self, device_id: str, *, reason: str = "") -> device_pb2.Device:
-        """No new work on it until `uncordon_device`; what runs goes on."""
-        request = device_pb2.CordonDeviceRequest(device_id=device_id, reason=reason)
+    def cordon_device(
+        self,
+        device_id: str,
+        *,
+        reason: str = "",
+        start_time: float | None = None,
+        end_time: float | None = None,
+        drain: bool = False,
+    ) -> device_pb2.Device:
+        """No new work on it from `start_time` until `end_time`, in Unix seconds, or `uncordon_device`.
+
+        What runs goes on, or with `drain` drains and goes elsewhere.
+        """
+        request = device_pb2.CordonDeviceRequest(
+            device_id=device_id,
+            reason=reason,
+            start_time=optional_timestamp(start_time),
+            end_time=optional_timestamp(end_time),
+            drain=drain,
+        )
         return self._call(self._devices.CordonDevice, request)
 
     def uncordon_device(self, device_id: str) -> device_pb2.Device:

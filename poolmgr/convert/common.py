@@ -73,6 +73,11 @@ def optional_duration(value: float | None) -> Duration | None:
     return None if value is None else duration_to_proto(value)
 
 
+def timestamp_from(message: Timestamp) -> float:
+    """Unix seconds."""
+    return (message.seconds * _NANOS + message.nanos) / _NANOS
+
+
 def optional_timestamp(unix_seconds: float | None) -> Timestamp | None:
     return None if unix_seconds is None else timestamp_to_proto(unix_seconds)
 

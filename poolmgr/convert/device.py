@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
-from poolmgr.convert.common import enum_table, invalid, optional_duration, optional_timestamp, timestamp_to_proto
+from poolmgr.convert.common import (
+    enum_table,
+    invalid,
+    optional_duration,
+    optional_timestamp,
+    timestamp_from,
+    timestamp_to_proto,
+)
 from poolmgr.model.claim import Claim, ClaimKind
 from poolmgr.model.device import Absence, Device, DeviceState, Link, LinkKind, RecoveryAction
 from poolmgr.model.device_health import Cordon, DeviceView, DriverStatus, Inadmissible
@@ -13,6 +20,7 @@ from poolmgr.v1 import admin_pb2
 from poolmgr.v1 import device_pb2 as pb
 
 MAX_REASON: Final = 256
+MAX_TIME: Final = 253402300800.0  # the year 10000, where protobuf's timestamps end
 
 STATES: Final = enum_table(DeviceState, pb.Device.State.Value)
 ACTIONS: Final = enum_table(RecoveryAction, pb.Device.RecoveryAction.Value)
@@ -126,6 +134,20 @@ def reason_from(text: str) -> str:
     return text
 
 
+def window_from(request: pb.CordonDeviceRequest) -> tuple[float | None, float | None]:
+    """(from, until) in Unix seconds. INVALID_ARGUMENT for what is no time of this era."""
+    return _time_from(request, "start_time"), _time_from(request, "end_time")
+
+
+def _time_from(request: pb.CordonDeviceRequest, name: Literal["start_time", "end_time"]) -> float | None:
+    if not request.HasField(name):
+        return None
+    value = timestamp_from(getattr(request, name))
+    if not 0 < value < MAX_TIME:
+        raise invalid(name, f"is {value:.0f} s after 1970, it must be 0 to {MAX_TIME:.0f}", value=value, high=MAX_TIME)
+    return value
+
+
 def _capability(device: Device) -> str:
     return ".".join(str(part) for part in device.compute_capability or ())
 
@@ -137,7 +159,15 @@ def _link_to_proto(link: Link) -> pb.Device.Link:
 
 
 def _cordon_to_proto(cordon: Cordon | None) -> pb.Device.Cordon | None:
-    return None if cordon is None else pb.Device.Cordon(reason=cordon.reason, at=timestamp_to_proto(cordon.at))
+    if cordon is None:
+        return None
+    return pb.Device.Cordon(
+        reason=cordon.reason,
+        at=timestamp_to_proto(cordon.at),
+        start_time=optional_timestamp(cordon.starts),
+        end_time=optional_timestamp(cordon.ends),
+        drain=cordon.drain,
+    )
 
 
 def _request_to_proto(request: DeviceRequest) -> pb.ParseMaskResponse.DockerDeviceRequest:

@@ -95,7 +95,8 @@ class Record:
     proved: float = 0.0
     counted: float | None = None
     gone: float | None = None
-    cordon: Cordon | None = None
+    cordon: Cordon | None = None  # in force
+    planned: Cordon | None = None
     claims: tuple[Claim, ...] = ()
 
     @property

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from poolmgr.core import cordons, remembered_devices
 from poolmgr.core.device_states import RESETS, TIMED, Record, Signal, admits, credited, due, moved, shown, with_claims
+from poolmgr.core.remembered_devices import Remembered, first_seen
 from poolmgr.errors import ClientError, Reason
 from poolmgr.model.claim import Claim
 from poolmgr.model.device import Absence, Device, DeviceState, Discovery, DriverEvent, DriverEventKind, RecoveryAction
@@ -26,22 +28,8 @@ from poolmgr.model.device_health import (
 from poolmgr.model.xid import XidOrigin, XidSeverity, lookup
 
 MAX_OFFLINE: Final = 64  # devices that are gone and still shown; the longest gone are forgotten first
-PROVED_STEP: Final = 60.0  # seconds: what is proved is written down that often, not with each look at the claims
 # A look that failed says nothing of the devices: they are as they were.
 UNSEEN: Final = frozenset({Absence.STALLED, Absence.NOT_LOOKED, Absence.NO_PERMISSION, Absence.FAILED})
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """What outlives a daemon of one device. Times in Unix seconds; see Record."""
-
-    health: DeviceState = DeviceState.AVAILABLE
-    reason: str = ""
-    since: float = 0.0
-    until: float | None = None
-    length: float = 0.0
-    proved: float = 0.0
-    cordon: Cordon | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +107,11 @@ def step(host: Host, event: Event, now: float, settings: DeviceSettings) -> Step
         case Claimed(claims):
             host, effects = _claimed(host, claims, now), []
         case Cordoned():
-            host, effects = _cordoned(host, event)
+            host, effects = _cordoned(host, event, now), []
         case Due():
             effects = []
     host = _timed(host, now, settings)
+    effects += _cordon_effects(before, host)
     notes = _transitions(before, host)
     if notes:
         changed = {note.device_id: replace(host.records[note.device_id], since=now) for note in notes}
@@ -147,8 +136,24 @@ def judge(event: DriverEvent) -> Verdict:
 
 def next_due(host: Host, settings: DeviceSettings) -> float | None:
     """When `Due` should come, in boot-time seconds."""
-    times = [when for record in host.records.values() if (when := due(record, settings)) is not None]
-    return min(times, default=None)
+    times = [due(record, settings) for record in host.records.values()]
+    windows = [cordons.due(record) for record in host.records.values()]
+    times += [None if when is None else when - host.offset for when in windows]
+    return min((when for when in times if when is not None), default=None)
+
+
+def to_leave(host: Host, record: Record) -> str:
+    """Why work is to leave this device, also work that comes to be there only now; empty when it may stay."""
+    for one in (record, parent_of(host, record)):
+        if one is None:
+            continue
+        if one.health is DeviceState.QUARANTINED:
+            return one.reason
+        if one.cordon is not None and one.cordon.drain:
+            return f"cordoned: {one.cordon.reason}"
+        if one.action in RESETS:
+            return f"the driver asks: {one.action}"
+    return ""
 
 
 def parent_of(host: Host, record: Record) -> Record | None:
@@ -167,7 +172,7 @@ def _discovered(host: Host, discovery: Discovery, now: float, settings: DeviceSe
         if device.recovery_action in RESETS and (known is None or known.action not in RESETS):
             effects.append(MoveAway(device.device_id, f"the driver asks: {device.recovery_action}"))
         if known is None:
-            records[device.device_id] = _first_seen(device, remembered.pop(device.device_id, None), host.offset, now)
+            records[device.device_id] = first_seen(device, remembered.pop(device.device_id, None), host.offset, now)
             effects.append(_note(DeviceNoteName.FOUND, device.device_id, name=device.name))
             continue
         if known.gone is not None:
@@ -180,15 +185,6 @@ def _discovered(host: Host, discovery: Discovery, now: float, settings: DeviceSe
             records[device_id] = replace(with_claims(record, (), now), gone=now)
             effects.append(_note(DeviceNoteName.MISSING, device_id, **_missing(record)))
     return replace(host, records=_bounded(records), remembered=remembered), effects
-
-
-def _first_seen(device: Device, told: Remembered | None, offset: float, now: float) -> Record:
-    if told is None:
-        return Record(device, since=now)
-    until = None if told.until is None else told.until - offset
-    return Record(
-        device, told.health, told.reason, told.since - offset, until, told.length, told.proved, cordon=told.cordon
-    )
 
 
 def _seen_again(known: Record, device: Device, now: float, settings: DeviceSettings) -> Record:
@@ -302,25 +298,44 @@ def _claimed(host: Host, claims: Mapping[str, tuple[Claim, ...]], now: float) ->
     return replace(host, records=records)
 
 
-def _cordoned(host: Host, event: Cordoned) -> tuple[Host, list[Effect]]:
+def _cordoned(host: Host, event: Cordoned, now: float) -> Host:
     record = host.records.get(event.device_id)
     if record is None:
         message = f"there is no device {event.device_id!r}"
         raise ClientError(Reason.DEVICE_NOT_FOUND, message, numbers={"device_id": event.device_id})
-    if same_cordon(record.cordon, event.cordon):
-        return host, []
-    name = DeviceNoteName.CORDONED if event.cordon else DeviceNoteName.UNCORDONED
-    reason = event.cordon.reason if event.cordon else ""
-    records = {**host.records, event.device_id: replace(record, cordon=event.cordon)}
-    return replace(host, records=records), [_note(name, event.device_id, reason=reason)]
+    if cordons.same(record.cordon or record.planned, event.cordon):
+        return host
+    after = cordons.ordered(record, event.cordon, now + host.offset)
+    return replace(host, records={**host.records, event.device_id: after})
 
 
-def same_cordon(one: Cordon | None, other: Cordon | None) -> bool:
-    """Whatever the time: the first one's counts."""
-    return (one is None) == (other is None) and (one is None or other is None or one.reason == other.reason)
+def _cordon_effects(before: Host, after: Host) -> list[Effect]:
+    """Whether an operator or time has changed them. One that a device is first seen with is told too."""
+    effects: list[Effect] = []
+    for device_id, record in after.records.items() if before.records is not after.records else ():
+        old = before.records.get(device_id, Record(record.device))
+        if not cordons.same(old.planned, record.planned) and record.planned is not None:
+            effects.append(_note(DeviceNoteName.CORDON_PLANNED, device_id, reason=record.planned.reason))
+        if cordons.same(old.cordon, record.cordon):
+            continue
+        if record.cordon is None:
+            effects.append(_note(DeviceNoteName.UNCORDONED, device_id, reason=""))
+            continue
+        reason = record.cordon.reason
+        effects.append(_note(DeviceNoteName.CORDONED, device_id, reason=reason, drain=record.cordon.drain))
+        if record.cordon.drain:
+            effects += [MoveAway(member, f"cordoned: {reason}") for member in _family(after, record)]
+    return effects
 
 
 def _timed(host: Host, now: float, settings: DeviceSettings) -> Host:
+    wall = now + host.offset
+    windows = {
+        d: cordons.timed(r, wall)
+        for d, r in host.records.items()
+        if (t := cordons.due(r)) and t <= wall + cordons.ROUNDING
+    }
+    host = replace(host, records={**host.records, **windows}) if windows else host
     late = [d for d, r in host.records.items() if (when := due(r, settings)) is not None and when <= now]
     if not late:
         return host
@@ -351,7 +366,7 @@ def _note(what: DeviceNoteName, device_id: str, **fields: str | int | float) -> 
     return DeviceNote(what, device_id, fields)
 
 
-# What is shown and what is kept.
+# What is shown.
 
 
 def view(host: Host, record: Record) -> DeviceView:
@@ -366,28 +381,15 @@ def view(host: Host, record: Record) -> DeviceView:
         reason,
         record.since + host.offset,
         None if until is None else until + host.offset,
-        record.cordon,
+        record.cordon or record.planned,
         len(record.claims),
         refused.reason if refused else None,
     )
 
 
 def to_remember(host: Host) -> Mapping[str, Remembered]:
-    """What the next daemon has to know, also of devices that this one has not seen. Nothing of a healthy device."""
-    kept = dict(host.remembered)
-    for device_id, record in host.records.items():
-        memory = _memory(record, host.offset)
-        if memory != Remembered():
-            kept[device_id] = memory
-    return kept
-
-
-def _memory(record: Record, offset: float) -> Remembered:
-    if record.health is DeviceState.AVAILABLE:
-        return Remembered(cordon=record.cordon)
-    until = None if record.until is None else record.until + offset
-    proved = record.proved - record.proved % PROVED_STEP
-    return Remembered(record.health, record.reason, record.since + offset, until, record.length, proved, record.cordon)
+    """What the next daemon has to know."""
+    return remembered_devices.to_remember(host.records, host.remembered, host.offset)
 
 
 def by_device(claims: Iterable[Claim]) -> Mapping[str, tuple[Claim, ...]]:

@@ -8,7 +8,7 @@ from poolmgr.core import restart
 from poolmgr.core.effects import CountDeath, CountRestart, KillTree, NoteName, Terminate
 from poolmgr.core.lifecycle import Trigger
 from poolmgr.core.memo import Judged
-from poolmgr.core.messages import Exited, Explained, Found, StartRefused
+from poolmgr.core.messages import Blamed, Exited, Explained, Found, StartRefused
 from poolmgr.core.starting import rest, start
 from poolmgr.core.state import Home, Turn
 from poolmgr.errors import Reason
@@ -141,6 +141,17 @@ def explained(turn: Turn, fact: Explained) -> None:
         return
     message = f"{error.message}: {fact.diagnosis.message}"
     turn.set(last_error=replace(error, reason=fact.diagnosis.reason, message=message))
+
+
+def blamed(turn: Turn, fact: Blamed) -> None:
+    """Time does not mend it: parked until its spec is edited, or somebody asks for another try."""
+    pool = turn.pool
+    if pool.generation != fact.generation or pool.last_error is None or pool.state is not PoolState.STOPPING:
+        return
+    if pool.then in (Trigger.RETRY, Trigger.PARK):
+        error = replace(pool.last_error, message=f"{pool.last_error.message}; {fact.reason}")
+        reason = f"{Reason.GENERATION_BLOCKED}: {fact.reason}; edit the spec, which makes a new one"
+        turn.set(last_error=error, reason=reason, then=Trigger.PARK, resume_at=None)
 
 
 def _ended_by_itself(turn: Turn) -> None:

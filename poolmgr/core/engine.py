@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from poolmgr.core import hang, restart
 from poolmgr.core.effects import NoteName, RunProbe
-from poolmgr.core.ending import exited, explained, fail, found, gone, refused, try_again
+from poolmgr.core.ending import blamed, exited, explained, fail, found, gone, refused, try_again
 from poolmgr.core.lifecycle import Trigger
 from poolmgr.core.messages import (
     Adopted,
+    Blamed,
     Cleared,
     DevicesChanged,
     Exited,
@@ -49,6 +50,7 @@ Fact = (
     | TreeEmpty
     | DevicesChanged
     | Explained
+    | Blamed
 )
 
 
@@ -65,6 +67,8 @@ def observe(turn: Turn, fact: Fact) -> None:  # noqa: C901 - flat match
             try_again(turn)
         case Explained():
             explained(turn, fact)
+        case Blamed():
+            blamed(turn, fact)
         case InDoubt(engine_id, detail):
             _doubted(turn, engine_id, detail)
         case Cleared():

@@ -262,6 +262,14 @@ class Explained:
 
 
 @dataclass(frozen=True, slots=True)
+class Blamed:
+    """It is the generation that fails, not the GPUs that it fails on (RST-3): no retry until it is edited."""
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class DevicesChanged:
     """What kept a start from its devices may be over."""
 
@@ -318,6 +326,6 @@ Event = (
     Preload | Drain | Undrain | Stop | Delete | ResetBreaker | ChangeSpec | Acquire | Renew | Release | ForgetWaiter
     | Register | Heartbeat
     | Queued | Spawned | StartRefused | Adopted | AdoptedBeside | InDoubt | Found | Cleared | LeasesKept | Recovered
-    | Probed | WorkAnswered | Verified | Committed | Exited | TreeEmpty | HostFault | Evacuate | Explained
+    | Probed | WorkAnswered | Verified | Committed | Exited | TreeEmpty | HostFault | Evacuate | Explained | Blamed
     | DevicesChanged | Tick
 )  # fmt: skip

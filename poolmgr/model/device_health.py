@@ -72,17 +72,23 @@ class Inadmission:
 
 @dataclass(frozen=True, slots=True)
 class Cordon:
-    """An operator wants no new work on a device. `at`: Unix seconds."""
+    """An operator wants no new work on a device. Unix seconds; `at`: when it was said.
+
+    `starts` None: at once. `ends` None: until it is lifted. `drain`: what runs on it is to go elsewhere too.
+    """
 
     reason: str
     at: float
+    starts: float | None = None
+    ends: float | None = None
+    drain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
     """A device as it is shown. `since` and `until` in Unix seconds: of the state, and when it may end by itself.
 
-    `claims`: how many hold it. `refusal`: why it takes no new work, None when it does.
+    `cordon`: in force, or planned. `claims`: how many hold it. `refusal`: why it takes no new work, None when it does.
     """
 
     device: Device
@@ -107,6 +113,7 @@ class DeviceNoteName(StrEnum):
     DISRUPTION_BUDGET = "disruption_budget"
     CORDONED = "device_cordoned"
     UNCORDONED = "device_uncordoned"
+    CORDON_PLANNED = "device_cordon_planned"
     MASK_VIOLATION = "mask_violation"
     STALLED = "telemetry_stalled"
     FLOWS = "telemetry_flows"

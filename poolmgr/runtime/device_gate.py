@@ -62,8 +62,8 @@ class Gate(Protocol):
         """Of an end just now: an XID after which a device is lost to what ran on it (LIVE-3)."""
         ...
 
-    def failed(self, devices: Sequence[str], pool_id: str, generation: int, cause: str) -> None:
-        """An end was counted against a pool (RST-3)."""
+    def failed(self, devices: Sequence[str], pool_id: str, generation: int, cause: str) -> str:
+        """An end was counted against a pool (RST-3). Why that is its generation's fault; empty when nobody knows."""
         ...
 
     def busy(self, devices: Sequence[str]) -> bool | None:
@@ -90,7 +90,8 @@ class CpuOnly:
     def diagnose(self, devices: Sequence[str]) -> Diagnosis | None:
         return None
 
-    def failed(self, devices: Sequence[str], pool_id: str, generation: int, cause: str) -> None: ...
+    def failed(self, devices: Sequence[str], pool_id: str, generation: int, cause: str) -> str:
+        return ""
 
     def busy(self, devices: Sequence[str]) -> bool | None:
         return False if not devices else None
@@ -213,13 +214,14 @@ class DeviceGate:
                 return Diagnosis(CrashCause.DEVICE_LOST, text, permanent=False)
         return None
 
-    def failed(self, devices: Sequence[str], pool_id: str, generation: int, cause: str) -> None:
+    def failed(self, devices: Sequence[str], pool_id: str, generation: int, cause: str) -> str:
         if len(devices) != 1:  # of several GPUs nobody can tell which one it was
-            return
+            return ""
         failure = Failure(self._clock.now(), devices[0], pool_id, generation, cause)
-        self._failures, why = fault_domains.add(self._failures, failure)
-        if why:
-            self._registry.report(devices[0], Verdict(Severity.FAULT, why))
+        self._failures, blame = fault_domains.add(self._failures, failure)
+        if blame.device:
+            self._registry.report(devices[0], Verdict(Severity.FAULT, blame.device))
+        return blame.generation
 
     def busy(self, devices: Sequence[str]) -> bool | None:
         known: list[float] = []

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
-from poolmgr.core.devices import Remembered
+from poolmgr.core.remembered_devices import Remembered
 from poolmgr.errors import EnvironmentFault
 from poolmgr.model.device import DeviceState
 from poolmgr.model.device_health import Cordon
@@ -46,7 +46,19 @@ def _row(row: dict[str, Any]) -> Remembered:
         None if until is None else float(until),
         float(row["length"]),
         float(row["proved"]),
-        None if cordon is None else Cordon(str(cordon["reason"]), float(cordon["at"])),
+        None if cordon is None else _cordon(cordon),
+    )
+
+
+def _cordon(row: dict[str, Any]) -> Cordon:
+    """One of an early version has no window."""
+    starts, ends = row.get("starts"), row.get("ends")
+    return Cordon(
+        str(row["reason"]),
+        float(row["at"]),
+        None if starts is None else float(starts),
+        None if ends is None else float(ends),
+        bool(row.get("drain", False)),
     )
 
 

@@ -15,6 +15,7 @@ from poolmgr.core import devices as fold
 from poolmgr.core import masks
 from poolmgr.core.claims import Attribution, Seen, Violation, attribute
 from poolmgr.core.device_states import admits
+from poolmgr.core.remembered_devices import Remembered
 from poolmgr.errors import ClientError, EnvironmentFault, PoolmgrError, Reason
 from poolmgr.model.claim import Claim, RunningEngine
 from poolmgr.model.device import Device, DeviceProcess, Discovery, DriverEvent
@@ -46,6 +47,8 @@ class DeviceOutside:
 
 
 DEFAULTS: Final = DeviceSettings()
+Window = tuple[float | None, float | None]  # Unix seconds: from, until; None: now, for good
+AT_ONCE: Final[Window] = (None, None)
 
 
 def _nobody(*_: object) -> None:
@@ -181,6 +184,11 @@ class DeviceRegistry:
         record = self._host.records[self.device(device_id).device_id]
         return admits(record, fold.parent_of(self._host, record), engine_id)
 
+    def to_leave(self, device_id: str) -> str:
+        """Why work is to leave this device now; empty when it may stay, or is not known."""
+        record = self._host.records.get(device_id)
+        return fold.to_leave(self._host, record) if record is not None else ""
+
     def status(self) -> DriverStatus:
         now, look, ring = self._clock.now(), self.discovery, self._outside.telemetry.ring()
         return DriverStatus(
@@ -210,20 +218,24 @@ class DeviceRegistry:
 
     # Operators.
 
-    async def cordon(self, name: str, reason: str) -> PublishedDevice:
-        """No new work on the device until `uncordon`. Durable on return. Raises ClientError(DEVICE_NOT_FOUND),
-        EnvironmentFault(STORE_UNAVAILABLE): nothing is changed then.
+    async def cordon(self, name: str, reason: str, window: Window = AT_ONCE, drain: bool = False) -> PublishedDevice:
+        """No new work on the device in this window. Durable on return. Raises ClientError(DEVICE_NOT_FOUND,
+        INVALID_ARGUMENT), EnvironmentFault(STORE_UNAVAILABLE): nothing is changed then.
         """
-        return await self._set_cordon(self.device(name).device_id, Cordon(reason, self._clock.wall()))
+        device_id, now, (starts, ends) = self.device(name).device_id, self._clock.wall(), window
+        if ends is not None and ends <= max(now, starts or now):
+            message = f"end_time is {max(now, starts or now) - ends:.0f} s too early: before start_time, or over"
+            raise ClientError(Reason.INVALID_ARGUMENT, message, numbers={"field": "end_time", "value": ends})
+        return await self._set_cordon(device_id, Cordon(reason, now, starts, ends, drain))
 
     async def uncordon(self, name: str) -> PublishedDevice:
-        """Ends a cordon and nothing else: a quarantine goes on. Durable on return; raises as `cordon`."""
+        """Ends a cordon, also a planned one, and nothing else: a quarantine goes on. Raises as `cordon`."""
         return await self._set_cordon(self.device(name).device_id, None)
 
     async def _set_cordon(self, device_id: str, cordon: Cordon | None) -> PublishedDevice:
         event = fold.Cordoned(device_id, cordon)
 
-        def after() -> Mapping[str, fold.Remembered]:
+        def after() -> Mapping[str, Remembered]:
             host, _ = fold.step(self._host, event, self._clock.now(), self._settings)
             return fold.to_remember(host)
 

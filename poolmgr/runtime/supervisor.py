@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from poolmgr.core.effects import Effect
 from poolmgr.core.memo import Memo
-from poolmgr.core.messages import DevicesChanged, Evacuate, HostFault, LeasesKept, Preload, Recovered, Stop
+from poolmgr.core.messages import Blamed, HostFault, LeasesKept, Preload, Recovered, Stop
 from poolmgr.core.state import changed, may_serve, new_pool, remembering
 from poolmgr.errors import ClientError, EnvironmentFault, PoolmgrError, Reason
 from poolmgr.model.engine import RecoveryState
@@ -326,25 +326,14 @@ class Supervisor:
             if pool_id in self._actors:
                 self._actors[pool_id].tell(HostFault())
 
-    def move_away(self, device_id: str, reason: str) -> None:
-        """Work on this device is to go elsewhere; where its pool has nothing else, it waits."""
-        for actor in self.actors():
-            run = actor.pool.engine
-            if run is not None and device_id in (self.engines.devices_of(run.engine_id) or ()):
-                actor.tell(Evacuate(f"device {device_id}: {reason}"))
-
-    def devices_changed(self) -> None:
-        """What keeps a pool from its devices may be over."""
-        for actor in self.actors():
-            if actor.pool.state is PoolState.BACKOFF:
-                actor.tell(DevicesChanged())
-
     def _failed(self, actor: PoolActor) -> None:
         self.counters.count_restart(self._clock.now())
         run, error = actor.pool.engine, actor.pool.last_error
         if run is not None and error is not None:
             devices = self.engines.devices_of(run.engine_id) or ()
-            self._outside.gate.failed(devices, actor.pool.pool_id, run.generation, error.reason)
+            why = self._outside.gate.failed(devices, actor.pool.pool_id, run.generation, error.reason)
+            if why:
+                actor.tell(Blamed(run.generation, why))
 
     def _reserve_fences(self) -> None:
         self._spawn(self._more_fences(), "fences")

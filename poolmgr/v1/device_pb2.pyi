@@ -165,18 +165,36 @@ class Device(_message.Message):
 
         REASON_FIELD_NUMBER: _builtins.int
         AT_FIELD_NUMBER: _builtins.int
+        START_TIME_FIELD_NUMBER: _builtins.int
+        END_TIME_FIELD_NUMBER: _builtins.int
+        DRAIN_FIELD_NUMBER: _builtins.int
         reason: _builtins.str
+        drain: _builtins.bool
+        """Work on the device is to leave it."""
         @_builtins.property
-        def at(self) -> _timestamp_pb2.Timestamp: ...
+        def at(self) -> _timestamp_pb2.Timestamp:
+            """When it was asked for."""
+
+        @_builtins.property
+        def start_time(self) -> _timestamp_pb2.Timestamp:
+            """In force from then on; absent: since it was asked for."""
+
+        @_builtins.property
+        def end_time(self) -> _timestamp_pb2.Timestamp:
+            """Lifted by itself then; absent: never."""
+
         def __init__(
             self,
             *,
             reason: _builtins.str = ...,
             at: _timestamp_pb2.Timestamp | None = ...,
+            start_time: _timestamp_pb2.Timestamp | None = ...,
+            end_time: _timestamp_pb2.Timestamp | None = ...,
+            drain: _builtins.bool = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "reason", b"reason"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "drain", b"drain", "end_time", b"end_time", "reason", b"reason", "start_time", b"start_time"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -829,19 +847,35 @@ class CordonDeviceRequest(_message.Message):
 
     DEVICE_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """As of GetDeviceRequest."""
     reason: _builtins.str
     """For people: at most 256 printable characters."""
+    drain: _builtins.bool
+    """Pools on the device are drained and go elsewhere."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Absent: at once. In the past: at once too."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Absent: until UncordonDevice. After start_time and now."""
+
     def __init__(
         self,
         *,
         device_id: _builtins.str = ...,
         reason: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        drain: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "drain", b"drain", "end_time", b"end_time", "reason", b"reason", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -116,8 +116,9 @@ class DeviceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CordonDevice(self, request, context):
-        """No new work on this device, over restarts of the daemon too, until UncordonDevice; what runs on it goes on.
-        Post-condition: cordoned, durably. Idempotent; another reason replaces the first.
+        """No new work on this device, over restarts of the daemon too, from start_time until end_time or UncordonDevice. What
+        runs on it goes on, or, with `drain`, its pools drain and go elsewhere, within their own drain deadlines.
+        Post-condition: cordoned or planned to be, durably. Idempotent; another cordon replaces the first.
         NOT_FOUND: DEVICE_NOT_FOUND; UNAVAILABLE: STORE_UNAVAILABLE, nothing is changed; INVALID_ARGUMENT: a bad reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

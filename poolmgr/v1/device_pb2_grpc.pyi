@@ -52,8 +52,9 @@ class DeviceServiceStub:
     old. No side effect. NOT_FOUND: DEVICE_NOT_FOUND for a device_id that is not known.
     """
     CordonDevice: _grpc.UnaryUnaryMultiCallable[_device_pb2.CordonDeviceRequest, _device_pb2.Device]
-    """No new work on this device, over restarts of the daemon too, until UncordonDevice; what runs on it goes on.
-    Post-condition: cordoned, durably. Idempotent; another reason replaces the first.
+    """No new work on this device, over restarts of the daemon too, from start_time until end_time or UncordonDevice. What
+    runs on it goes on, or, with `drain`, its pools drain and go elsewhere, within their own drain deadlines.
+    Post-condition: cordoned or planned to be, durably. Idempotent; another cordon replaces the first.
     NOT_FOUND: DEVICE_NOT_FOUND; UNAVAILABLE: STORE_UNAVAILABLE, nothing is changed; INVALID_ARGUMENT: a bad reason.
     """
     UncordonDevice: _grpc.UnaryUnaryMultiCallable[_device_pb2.UncordonDeviceRequest, _device_pb2.Device]
@@ -85,8 +86,9 @@ class DeviceServiceAsyncStub(DeviceServiceStub):
     old. No side effect. NOT_FOUND: DEVICE_NOT_FOUND for a device_id that is not known.
     """
     CordonDevice: _aio.UnaryUnaryMultiCallable[_device_pb2.CordonDeviceRequest, _device_pb2.Device]  # type: ignore[assignment]
-    """No new work on this device, over restarts of the daemon too, until UncordonDevice; what runs on it goes on.
-    Post-condition: cordoned, durably. Idempotent; another reason replaces the first.
+    """No new work on this device, over restarts of the daemon too, from start_time until end_time or UncordonDevice. What
+    runs on it goes on, or, with `drain`, its pools drain and go elsewhere, within their own drain deadlines.
+    Post-condition: cordoned or planned to be, durably. Idempotent; another cordon replaces the first.
     NOT_FOUND: DEVICE_NOT_FOUND; UNAVAILABLE: STORE_UNAVAILABLE, nothing is changed; INVALID_ARGUMENT: a bad reason.
     """
     UncordonDevice: _aio.UnaryUnaryMultiCallable[_device_pb2.UncordonDeviceRequest, _device_pb2.Device]  # type: ignore[assignment]
@@ -151,8 +153,9 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _device_pb2.CordonDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_pb2.Device, _abc.Awaitable[_device_pb2.Device]]:
-        """No new work on this device, over restarts of the daemon too, until UncordonDevice; what runs on it goes on.
-        Post-condition: cordoned, durably. Idempotent; another reason replaces the first.
+        """No new work on this device, over restarts of the daemon too, from start_time until end_time or UncordonDevice. What
+        runs on it goes on, or, with `drain`, its pools drain and go elsewhere, within their own drain deadlines.
+        Post-condition: cordoned or planned to be, durably. Idempotent; another cordon replaces the first.
         NOT_FOUND: DEVICE_NOT_FOUND; UNAVAILABLE: STORE_UNAVAILABLE, nothing is changed; INVALID_ARGUMENT: a bad reason.
         """
 

@@ -198,6 +198,38 @@ async def test_a_cordon_is_shown_and_uncordon_ends_it_alone():
         assert free.state_until.seconds == free.state_since.seconds + 3600
 
 
+@pytest.mark.behaviour("STATE-1")
+async def test_a_cordon_for_a_window_is_shown_before_it_begins_and_ends_by_itself():
+    async with two() as served:
+        at, later = {"seconds": 1_800_000_100}, {"seconds": 1_800_000_200}
+        request = pb.CordonDeviceRequest(device_id="1", reason="new fan", start_time=at, end_time=later, drain=True)
+        planned = await served.stub.CordonDevice(request)
+        assert planned.admits and planned.cordon.drain
+        assert (planned.cordon.start_time.seconds, planned.cordon.end_time.seconds) == (1_800_000_100, 1_800_000_200)
+        await served.clock.advance(101.0)
+        now = await served.stub.GetDevice(pb.GetDeviceRequest(device_id="1"))
+        assert not now.admits and now.inadmissible == pb.Device.DEVICE_CORDONED
+        await served.clock.advance(100.0)
+        after = await served.stub.GetDevice(pb.GetDeviceRequest(device_id="1"))
+        assert after.admits and not after.HasField("cordon")
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"end_time": {"seconds": 1_700_000_000}},
+        {"start_time": {"seconds": 1_900_000_000}, "end_time": {"seconds": 1_900_000_000}},
+        {"start_time": {"seconds": -5}},
+    ],
+    ids=["over", "empty", "before 1970"],
+)
+async def test_a_window_that_cannot_be_is_refused_and_changes_nothing(window):
+    async with two() as served:
+        call = served.stub.CordonDevice(pb.CordonDeviceRequest(device_id="1", **window))
+        assert (await refused(call))[:2] == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT")
+        assert not (await served.stub.GetDevice(pb.GetDeviceRequest(device_id="1"))).HasField("cordon")
+
+
 @pytest.mark.parametrize("reason", ["x" * 257, "a\x1b[2J", "two\nlines"])
 async def test_a_reason_that_would_drive_a_terminal_is_refused(reason):
     async with two() as served:

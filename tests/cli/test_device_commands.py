@@ -128,6 +128,19 @@ def test_a_cordon_takes_its_reason_along_and_shows_what_became(daemon, run):
     assert daemon.requests("UncordonDevice")[0].device_id == "GPU-aa"
 
 
+def test_a_cordon_takes_its_window_along_and_shows_it(daemon, run):
+    window = {"reason": "new fan", "at": {"seconds": 1_700_000_000}, "start_time": {"seconds": 1_900_000_000}}
+    until = {"seconds": 1_900_003_600}
+    planned = device_pb2.Device(device_id="GPU-aa", admits=True)
+    planned.cordon.CopyFrom(device_pb2.Device.Cordon(**window, end_time=until, drain=True))
+    daemon.script["CordonDevice"] = planned
+    shown = run("devices", "cordon", "0", "--drain", "--start", "2030-03-17T17:46:40", "--end", "2030-03-17 18:46")
+    request = daemon.requests("CordonDevice")[0]
+    assert (request.start_time.seconds, request.end_time.seconds) == (1_900_000_000, 1_900_003_560) and request.drain
+    assert "drains" in shown.out and "from 2030-03-17" in shown.out and "until 2030-03-17" in shown.out
+    assert run("devices", "cordon", "0", "--start", "tomorrow").code == 2
+
+
 def test_an_unknown_device_says_what_to_do(daemon, run):
     daemon.script["GetDevice"] = refusing(grpc.StatusCode.NOT_FOUND, "DEVICE_NOT_FOUND", "no device '9'")
     ran = run("devices", "show", "9")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from poolmgr.core import devices as fold
 from poolmgr.core.device_states import HEALTH, TIMED, Record, Signal, admits, moved, shown
+from poolmgr.core.remembered_devices import Remembered
 from poolmgr.errors import ClientError, InternalError, Reason
 from poolmgr.model.claim import Claim, ClaimKind
 from poolmgr.model.device import Absence, DeviceState, Discovery, DriverEvent, DriverEventKind, RecoveryAction
@@ -34,8 +35,8 @@ FAULT, STRAIN = Verdict(Severity.FAULT, "it broke"), Verdict(Severity.STRAIN, "i
 class Bench:
     """A host whose devices are stepped by hand; keeps all notes."""
 
-    def __init__(self, *devices, settings: DeviceSettings = SETTINGS, remembered=None) -> None:
-        self.settings, self.now, self.notes, self.moved = settings, 1000.0, [], []
+    def __init__(self, *devices, settings: DeviceSettings = SETTINGS, remembered=None, now=1000.0) -> None:
+        self.settings, self.now, self.notes, self.moved = settings, now, [], []
         self.host = fold.Host(remembered=remembered or {}, offset=1e9)
         self.devices = list(devices)
         self.look()
@@ -278,6 +279,66 @@ def test_the_same_cordon_again_changes_nothing():
     assert bench.record().cordon == Cordon("new fan", 1.0) and len(bench.noted(N.CORDONED)) == 1
 
 
+# Maintenance in a window.
+
+
+def planned(bench: Bench, starts: float | None = None, ends: float | None = None, drain: bool = False) -> Cordon:
+    """`starts` and `ends` in seconds from now; what the bench shows is Unix time."""
+    wall = bench.now + bench.host.offset
+    of = Cordon(
+        "new fan", wall, None if starts is None else wall + starts, None if ends is None else wall + ends, drain
+    )
+    bench.tell(fold.Cordoned(bench.devices[0].device_id, of))
+    return of
+
+
+@pytest.mark.behaviour("STATE-1")
+def test_a_planned_cordon_keeps_work_out_in_its_window_alone():
+    bench = four()
+    planned(bench, 100.0, 200.0)
+    assert bench.admits() is None and bench.noted(N.CORDON_PLANNED) and not bench.noted(N.CORDONED)
+    bench.wait(99.0)
+    assert bench.admits() is None
+    bench.wait(1.0)
+    assert bench.admits() is Inadmissible.CORDONED and len(bench.noted(N.CORDONED)) == 1
+    bench.wait(99.0)
+    assert bench.admits() is Inadmissible.CORDONED
+    bench.wait(1.0)
+    assert bench.admits() is None and len(bench.noted(N.UNCORDONED)) == 1
+
+
+@pytest.mark.behaviour("STATE-1")
+@pytest.mark.parametrize("drain", [False, True])
+def test_work_leaves_a_cordoned_device_when_its_window_begins_and_only_if_that_was_asked_for(drain):
+    bench = four()
+    planned(bench, 100.0, drain=drain)
+    bench.wait(99.0)
+    assert bench.moved == [] and fold.to_leave(bench.host, bench.record()) == ""
+    bench.wait(1.0)
+    assert [one.device_id for one in bench.moved] == ([bench.devices[0].device_id] if drain else [])
+    assert fold.to_leave(bench.host, bench.record()) == ("cordoned: new fan" if drain else "")
+
+
+@pytest.mark.behaviour("STATE-1")
+def test_an_uncordon_ends_a_planned_cordon_too():
+    bench = four()
+    planned(bench, 100.0)
+    bench.tell(fold.Cordoned(bench.devices[0].device_id, None))
+    bench.wait(200.0)
+    assert bench.admits() is None and not bench.noted(N.CORDONED) and bench.record().planned is None
+
+
+@pytest.mark.behaviour("STATE-1")
+@pytest.mark.parametrize(("slept", "refusal"), [(50.0, None), (150.0, Inadmissible.CORDONED), (250.0, None)])
+def test_the_next_daemon_keeps_to_a_window_that_began_or_ended_meanwhile(slept, refusal):
+    bench = four()
+    planned(bench, 100.0, 200.0, drain=True)
+    after = Bench(*bench.devices, remembered=fold.to_remember(bench.host), now=bench.now + slept)
+    after.wait(0.0)
+    assert after.admits() is refusal
+    assert [one.device_id for one in after.moved] == ([bench.devices[0].device_id] if refusal else [])
+
+
 def test_what_is_not_there_cannot_be_cordoned():
     with pytest.raises(ClientError) as refused:
         four().tell(fold.Cordoned("GPU-none", Cordon("", 1.0)))
@@ -448,7 +509,7 @@ def test_the_next_daemon_knows_of_cordons_and_quarantines_and_how_long_they_last
 
 
 def test_a_daemon_that_never_saw_a_device_remembers_it_all_the_same():
-    kept = {"GPU-away": fold.Remembered(cordon=Cordon("at the dealer's", 1.0))}
+    kept = {"GPU-away": Remembered(cordon=Cordon("at the dealer's", 1.0))}
     assert fold.to_remember(Bench(a_gpu(), remembered=kept).host) == kept
 
 

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import pytest
 
-from poolmgr.core.fault_domains import CUDA_FAILURES, FAILURES, REMEMBERED, WINDOW_SECONDS, Failure, add
+from poolmgr.core.fault_domains import (
+    CUDA_FAILURES,
+    ELSEWHERE,
+    FAILURES,
+    REMEMBERED,
+    WINDOW_SECONDS,
+    Blame,
+    Failure,
+    add,
+    shunned,
+)
 
 pytestmark = pytest.mark.behaviour("RST-3")
 
 
 def fail(failures, times, pool="a", generation=1, device="GPU-1", cause="SIGNAL", at=0.0, every=1.0):
-    why = ""
+    blame = Blame()
     for i in range(times):
-        failures, why = add(failures, Failure(at + i * every, device, pool, generation, cause))
-    return failures, why
+        failures, blame = add(failures, Failure(at + i * every, device, pool, generation, cause))
+        assert not (blame.device and blame.generation)
+    return failures, blame.device or blame.generation
 
 
 def test_one_generation_that_fails_for_ever_is_not_the_gpus_fault():
@@ -57,3 +68,35 @@ def test_a_gpu_that_was_judged_begins_anew_and_memory_is_bounded():
     assert why and not [f for f in failures if f.device_id == "GPU-1"]
     failures, _ = fail((), 2 * REMEMBERED, every=0.001)
     assert len(failures) == REMEMBERED
+
+
+@pytest.mark.parametrize(("cause", "limit"), [("SIGNAL", FAILURES), ("CUDA_ERROR", CUDA_FAILURES)])
+def test_a_generation_that_fails_on_a_second_gpu_too_is_to_blame_itself(cause, limit):
+    failures, why = fail((), limit, cause=cause)
+    failures, why = fail(failures, ELSEWHERE - 1, device="GPU-2", cause=cause)
+    assert why == ""
+    failures, why = fail(failures, 1, device="GPU-2", cause=cause)
+    assert f"generation 1 has {'CUDA errors' if cause == 'CUDA_ERROR' else 'failures'} on 2 GPUs" in why
+    assert f"{limit} on GPU-1" in why and f"{ELSEWHERE} on GPU-2" in why
+    assert failures == (), "they say nothing of either GPU"
+
+
+def test_a_few_failures_here_and_there_blame_nobody():
+    failures, _ = fail((), FAILURES - 1)
+    _, why = fail(failures, FAILURES - 1, device="GPU-2")
+    assert why == ""
+
+
+def test_another_generation_is_not_blamed_for_the_first():
+    failures, _ = fail((), FAILURES)
+    _, why = fail(failures, FAILURES - 1, generation=2, device="GPU-2")
+    assert why == ""
+
+
+def test_a_gpu_on_which_a_generation_has_failed_is_shunned_by_it_alone_and_for_an_hour():
+    failures, _ = fail((), FAILURES)
+    last = FAILURES - 1.0
+    assert shunned(failures, "a", 1, last) == {"GPU-1"}
+    assert shunned(failures, "a", 2, last) == shunned(failures, "b", 1, last) == frozenset()
+    assert shunned(failures, "a", 1, WINDOW_SECONDS) == frozenset()
+    assert shunned(failures[1:], "a", 1, last) == frozenset()

@@ -165,6 +165,29 @@ def test_a_cordon_keeps_new_work_away_and_old_work_in_place_over_a_kill_of_the_d
     ends_well(own)
 
 
+@pytest.mark.behaviour("STATE-1")
+def test_a_cordon_with_drain_empties_a_gpu_in_its_window_and_the_next_daemon_goes_on_with_it(own: GpuDaemon) -> None:
+    own.scenario = "2xT4"
+    with own.start().client() as client:
+        client.create_pool("a", own.engine("0"))
+        client.create_pool("b", own.engine("1"))
+        a, b = client.preload("a", wait=15), client.preload("b", wait=15)
+        begin = time.time() + 2.0
+        planned = client.cordon_device("0", reason="new fan", start_time=begin, end_time=begin + 6.0, drain=True)
+        assert planned.admits and planned.cordon.drain
+        assert client.get_pool("a").pid == a.pid
+    own.terminate(signal.SIGKILL)  # it begins while nobody watches, or soon after
+    with own.start().client() as client:
+        gone = own.until("a", lambda p: p.state == pb.Pool.BACKOFF)
+        assert gone.last_error.reason == "DEVICE_UNAVAILABLE" and "new fan" in gone.last_error.message
+        assert time.time() >= begin
+        again = own.until("a", lambda p: p.ready, 20.0)
+        assert time.time() >= begin + 6.0 and again.restart_count == 0
+        assert client.get_device("0").admits and not client.get_device("0").HasField("cordon")
+        assert client.get_pool("b").pid == b.pid
+    ends_well(own)
+
+
 @pytest.mark.behaviour("DEV-5", "PROC-6", "TEL-7")
 def test_a_daemon_that_begins_while_the_driver_hangs_takes_its_engines_over_and_starts_no_other(own: GpuDaemon) -> None:
     own.scenario = "2xT4"

@@ -21,6 +21,7 @@ class AnyGpu(CpuOnly):
     fault: EnvironmentFault | None = None
     said: Diagnosis | None = None
     held: asyncio.Event | None = None
+    blamed: str = ""
     failures: list[tuple[tuple[str, ...], str, int, str]] = field(default_factory=list)
     ended: list[tuple[str, tuple[str, ...], tuple[int, ...]]] = field(default_factory=list)
 
@@ -41,8 +42,9 @@ class AnyGpu(CpuOnly):
     def diagnose(self, devices: Sequence[str]) -> Diagnosis | None:
         return self.said
 
-    def failed(self, devices: Sequence[str], pool_id: str, generation: int, cause: str) -> None:
+    def failed(self, devices: Sequence[str], pool_id: str, generation: int, cause: str) -> str:
         self.failures.append((tuple(devices), pool_id, generation, cause))
+        return self.blamed
 
     def busy(self, devices: Sequence[str]) -> bool | None:
         return self.used if devices else False

@@ -12,6 +12,7 @@ from poolmgr.model.engine import Diagnosis, ExitRecord
 from poolmgr.model.lease import Refusal, RefusalReason
 from poolmgr.model.pool import EngineName, PoolSpec, PoolState, ReloadStrategy
 from poolmgr.testing.fakes import settled
+from poolmgr.runtime.leaving import Leaving
 from tests.runtime.gates import AnyGpu
 from tests.runtime.world import World
 
@@ -23,6 +24,11 @@ async def on_gpus(mask: str = "1,0", **gate: object) -> World:
     world = await World(gate=AnyGpu(**gate)).recovered()  # type: ignore[arg-type]
     await world.ready_pool(device_mask=mask)
     return world
+
+
+def leaving(world: World, **reasons: str) -> Leaving:
+    """`reasons` by the number of the GPU, as gpu0."""
+    return Leaving(world.supervisor, lambda device_id: reasons.get(device_id.lower().replace("-", ""), ""))
 
 
 def environment(world: World) -> dict[str, str]:
@@ -148,7 +154,7 @@ async def test_a_pool_that_waits_for_its_device_starts_as_soon_as_it_takes_work_
     view = world.facade.pool("a").view
     assert (view.state, view.state_reason) == (S.BACKOFF, "DEVICE_UNAVAILABLE: device GPU-0 is cordoned")
     world.gate.fault = None
-    world.supervisor.devices_changed()
+    leaving(world).devices_changed()
     await settled()
     await world.clock.advance(0.0)
     assert world.facade.pool("a").view.state is S.READY
@@ -160,7 +166,7 @@ async def test_a_pool_that_waits_for_another_reason_is_not_hurried_by_a_device()
     world = await on_gpus("0")
     world.end(world.runtime.only(), CRASH)
     await settled()
-    world.supervisor.devices_changed()
+    leaving(world).devices_changed()
     await settled()
     assert world.facade.pool("a").view.state is S.BACKOFF
     assert len(world.runtime.starts) == 1
@@ -249,7 +255,7 @@ async def test_work_leaves_a_device_that_is_not_to_be_trusted_and_comes_back_whe
     world = await on_gpus("0")
     lease = await world.lease(ttl=300.0)
     world.gate.fault = EnvironmentFault(Reason.DEVICE_UNAVAILABLE, "device GPU-0 is quarantined")
-    world.supervisor.move_away("GPU-0", "XID 79")
+    leaving(world).move_away("GPU-0", "XID 79")
     await settled()
     view = world.facade.pool("a").view
     assert (view.state, view.state_reason) == (S.DRAINING, "device GPU-0: XID 79")
@@ -260,7 +266,7 @@ async def test_work_leaves_a_device_that_is_not_to_be_trusted_and_comes_back_whe
     view = world.facade.pool("a").view
     assert (view.state, view.last_error.reason, view.restart_count) == (S.BACKOFF, "DEVICE_UNAVAILABLE", 0)
     world.gate.fault = None
-    world.supervisor.devices_changed()
+    leaving(world).devices_changed()
     await settled()
     assert world.facade.pool("a").view.state is S.READY
     await world.close()
@@ -269,12 +275,48 @@ async def test_work_leaves_a_device_that_is_not_to_be_trusted_and_comes_back_whe
 @pytest.mark.behaviour("STATE-1")
 async def test_work_on_other_devices_and_work_that_nobody_wants_is_left_alone():
     world = await on_gpus("1")
-    world.supervisor.move_away("GPU-0", "XID 79")
+    leaving(world).move_away("GPU-0", "XID 79")
     await settled()
     assert world.facade.pool("a").view.state is S.READY
     await world.facade.stop("a", 0.0, 0.0)
     await world.obey()
-    world.supervisor.move_away("GPU-1", "XID 79")
+    leaving(world).move_away("GPU-1", "XID 79")
     await settled()
     assert world.facade.pool("a").view.state is S.STOPPED
+    await world.close()
+
+
+@pytest.mark.behaviour("STATE-1")
+async def test_a_pool_that_was_starting_on_a_device_that_is_to_be_left_leaves_it_once_it_serves():
+    world = await World(gate=AnyGpu()).recovered()
+    leaving(world, gpu0="cordoned: new fan")
+    for pool_id, mask in (("a", "0"), ("b", "1")):
+        spec = PoolSpec(EngineName.COMMAND, command="/bin/engine", device_mask=mask)
+        await world.facade.create_pool(pool_id, spec)
+        await world.facade.preload(pool_id, 0.0)
+    await world.clock.advance(0.0)
+    view = world.facade.pool("a").view
+    assert (view.state, view.state_reason) == (S.STOPPING, "drained")
+    assert [noted.pool.pool_id for noted in world.notes("drain_started")] == ["a"]
+    assert world.facade.pool("b").view.state is S.READY
+    await world.close()
+
+
+@pytest.mark.behaviour("RST-3")
+async def test_a_generation_that_is_to_blame_is_parked_until_it_is_edited():
+    gate = AnyGpu(blamed="generation 1 has CUDA errors on 2 GPUs")
+    world = await World(gate=gate).recovered()
+    await world.ready_pool(device_mask="0")
+    world.end(world.runtime.only(), CRASH)
+    for _ in range(30):
+        await world.clock.advance(60.0)
+    view = world.facade.pool("a").view
+    assert (view.state, len(world.runtime.starts), view.backoff_until) == (S.PARKED, 1, None)
+    assert view.state_reason.startswith("GENERATION_BLOCKED: generation 1 has CUDA errors on 2 GPUs")
+    assert view.last_error.reason == "SIGNAL" and "2 GPUs" in view.last_error.message
+    gate.blamed = ""
+    await world.facade.update_pool("a", lambda spec: replace(spec, args=("--other",)))
+    await world.facade.preload("a", 0.0)
+    await settled()
+    assert len(world.runtime.starts) == 2
     await world.close()
