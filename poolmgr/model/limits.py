@@ -8,7 +8,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Final
 
-from poolmgr.model.pool import MAX_SLOTS, EngineName, ModelSpec, PoolSpec, ProbeKind, ProbeSpec, SupervisionOverrides
+from poolmgr.model.plan import MAX_DEVICES
+from poolmgr.model.pool import (
+    MAX_SLOTS,
+    EngineName,
+    ModelSpec,
+    PoolSpec,
+    ProbeKind,
+    ProbeSpec,
+    SplitMode,
+    SplitSpec,
+    SupervisionOverrides,
+)
 
 MAX_PORT: Final = 65_535
 MAX_COUNT: Final = 10_000
@@ -17,6 +28,8 @@ MAX_SECONDS: Final = 86_400
 MIN_PROBE_SECONDS: Final = 0.01
 MAX_CONTEXT_LENGTH: Final = 2**32 - 1
 MAX_PRIORITY: Final = 2**31 - 1
+MIN_RATIO: Final = 1e-9
+MAX_RATIO: Final = 1e9
 
 _POOL_ID: Final = re.compile(r"[a-z0-9-]{1,63}")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
@@ -42,7 +55,13 @@ def is_pool_id(text: str) -> bool:
 
 def spec_problems(spec: PoolSpec) -> tuple[Problem, ...]:
     """What is wrong with a spec whatever the engine and the host; empty when nothing is."""
-    return (*_own_problems(spec), *_model_problems(spec.model), *_probe_problems(spec), *_override_problems(spec))
+    return (
+        *_own_problems(spec),
+        *_model_problems(spec.model),
+        *split_problems(spec.split),
+        *_probe_problems(spec),
+        *_override_problems(spec),
+    )
 
 
 def _own_problems(spec: PoolSpec) -> Iterator[Problem]:
@@ -64,6 +83,20 @@ def _model_problems(model: ModelSpec) -> Iterator[Problem]:
     if model.digest and not _DIGEST.fullmatch(model.digest):
         yield Problem("model.digest", f"must be sha256: and 64 lower-case hex digits, not {model.digest!r}")
     yield from _range("model.context_length", model.context_length, 0, MAX_CONTEXT_LENGTH)
+
+
+def split_problems(split: SplitSpec) -> Iterator[Problem]:
+    """What is wrong with a split, in the names of a spec."""
+    count = len(split.ratios)
+    explicit = split.mode is SplitMode.EXPLICIT
+    if explicit and not 1 <= count <= MAX_DEVICES:
+        numbers = {"value": count, "low": 1, "high": MAX_DEVICES}
+        yield Problem("split.ratios", f"must be 1 to {MAX_DEVICES} numbers with {split.mode}, not {count}", numbers)
+    if count and not explicit:
+        yield Problem("split.ratios", f"are for {SplitMode.EXPLICIT} only, and the mode is {split.mode}")
+    for number, ratio in enumerate(split.ratios):
+        # The largest floats have no sum, and the smallest share is none.
+        yield from _range(f"split.ratios[{number}]", ratio, MIN_RATIO, MAX_RATIO)
 
 
 def _probe_problems(spec: PoolSpec) -> Iterator[Problem]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from poolmgr.model.names import EngineName
 from poolmgr.model.plan import ModelProfile
-from poolmgr.model.pool import EngineName
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,8 @@ class Reserved:
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
     """One device's memory, every number of it (MEM-2). `free_bytes`: for admission; None where the driver does not
-    tell what is in use. `unmanaged_bytes`: in use by nobody whom we know to hold it.
+    tell what is in use. `unmanaged_bytes`: in use by nobody whom we know to hold it. `pending_bytes`: reserved and not
+    yet in use.
     """
 
     device_id: str
@@ -69,3 +70,4 @@ class LedgerEntry:
     measured_bytes: int
     unmanaged_bytes: int | None
     free_bytes: int | None
+    pending_bytes: int = 0

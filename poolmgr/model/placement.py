@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from poolmgr.errors import Number
 from poolmgr.model.device import Device
 from poolmgr.model.device_health import Inadmission
-from poolmgr.model.memory import LedgerEntry, MemoryEstimate
-from poolmgr.model.plan import Objective, SplitPlan
-from poolmgr.model.pool import EngineName
-
-
-class SplitMode(StrEnum):
-    """How a model is laid over its devices (SPLIT-1)."""
-
-    NONE = "NONE"  # on the best single one
-    AUTO = "AUTO"  # planned over the mask
-    EXPLICIT = "EXPLICIT"  # by the ratios that are given
+from poolmgr.model.memory import LedgerEntry, MemoryEstimate, MemoryQuestion
+from poolmgr.model.names import EngineName
+from poolmgr.model.plan import DeviceProfile, LinkProfile, ModelProfile, Objective, SplitPlan, SplitRequest
+from poolmgr.model.pool import SplitMode as SplitMode
+from poolmgr.model.pool import SplitSpec
 
 
 class Preference(StrEnum):
@@ -113,3 +107,63 @@ class PlacementPlan:
     fates: tuple[Fate, ...] = ()
     evictions: tuple[str, ...] = ()
     explanation: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SplitQuery:
+    """What SplitRequest asks, of a model that may still have to be read and of devices that may be this host's (None).
+
+    `activation_bytes` 0 with a MemoryQuestion: the model's own.
+    """
+
+    model: ModelProfile | MemoryQuestion
+    devices: tuple[DeviceProfile, ...] | None = None
+    links: tuple[LinkProfile, ...] = ()
+    default_hop_seconds: float = 0.0
+    activation_bytes: int = 0
+    objective: Objective | None = None
+    max_devices: int = 0
+    engine: EngineName = EngineName.LLAMACPP
+
+    def request(
+        self, model: ModelProfile, devices: tuple[DeviceProfile, ...], activation_bytes: int, overhead_bytes: int = 0
+    ) -> SplitRequest:
+        """The request once model and devices are known.
+
+        `activation_bytes`: the model's, where the query has none; `overhead_bytes` likewise, of devices that have none.
+        """
+        return SplitRequest(
+            model,
+            tuple(replace(one, overhead_bytes=one.overhead_bytes or overhead_bytes) for one in devices),
+            self.links,
+            self.default_hop_seconds,
+            self.activation_bytes or activation_bytes,
+            self.objective,
+            self.max_devices,
+            self.engine,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementQuery:
+    """A place that is asked for: `memory`, or else `bytes_per_device` on each of `device_count` devices.
+
+    `mask` as of a pool; the filters as of PlacementAsk. `host`: the candidates of an imagined host (PLACE-3), None for
+    this one.
+    """
+
+    mask: str = "auto"
+    split: SplitSpec = field(default_factory=SplitSpec)
+    memory: MemoryQuestion | MemoryEstimate | None = None
+    bytes_per_device: int = 0
+    device_count: int = 0
+    objective: Objective | None = None
+    engine: EngineName = EngineName.LLAMACPP
+    preference: Preference = Preference.BIN_PACK
+    min_compute_capability: tuple[int, int] | None = None
+    mig_profile: str = ""
+    allow_mig: bool = True
+    allow_cross_numa: bool = True
+    prefer_nvlink: bool = True
+    evict: bool = False
+    host: tuple[Candidate, ...] | None = None

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from poolmgr.model.pool import EngineName
+from poolmgr.model.names import EngineName
 
 MAX_DEVICES = 64
 MAX_LAYERS = 2048

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from poolmgr.model.engine import ExitRecord
+from poolmgr.model.names import EngineName as EngineName
+from poolmgr.model.plan import SplitPlan
 
 MAX_SLOTS = 4096
 LOG_TAIL_LINES = 50
@@ -33,14 +35,6 @@ class BreakerState(StrEnum):
     HALF_OPEN = "HALF_OPEN"
 
 
-class EngineName(StrEnum):
-    LLAMACPP = "LLAMACPP"
-    COMMAND = "COMMAND"
-    VLLM = "VLLM"
-    TGI = "TGI"
-    TRITON = "TRITON"
-
-
 class RestartMode(StrEnum):
     ON_FAILURE = "ON_FAILURE"
     ALWAYS = "ALWAYS"
@@ -54,6 +48,14 @@ class ProbeKind(StrEnum):
     GRPC = "GRPC"
     SYNTHETIC = "SYNTHETIC"
     NONE = "NONE"
+
+
+class SplitMode(StrEnum):
+    """How a model is laid over its devices (SPLIT-1)."""
+
+    NONE = "NONE"  # on the best single one
+    AUTO = "AUTO"  # planned over the mask
+    EXPLICIT = "EXPLICIT"  # by the ratios that are given
 
 
 class ReloadStrategy(StrEnum):
@@ -120,6 +122,14 @@ class SupervisionOverrides:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitSpec:
+    """`ratios`: of EXPLICIT, each device's share in the order of the mask; positive, of any sum."""
+
+    mode: SplitMode = SplitMode.NONE
+    ratios: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PoolSpec:
     """The desired pool. `drain_deadline` in seconds. `device_mask` empty or "none" means no GPU."""
 
@@ -139,6 +149,7 @@ class PoolSpec:
     preload: bool = False
     priority: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
+    split: SplitSpec = field(default_factory=SplitSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,3 +254,4 @@ class PoolView:
     reload_phase: str = ""
     reload_generation: int = 0
     queue_position: int = 0  # of its start, from 1; 0 when it does not queue
+    split_plan: SplitPlan | None = None  # what its engine was started with

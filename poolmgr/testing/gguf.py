@@ -27,7 +27,7 @@ def write_tiny_llama(path: str | Path, layers: int = 2, width: int = 64, vocab: 
         raise ValueError(f"no such model: {layers=}, {width=}, {vocab=}")
     writer = GGUFWriter(str(path), "llama")
     _describe(writer, layers, width, vocab)
-    _add_tokens(writer, vocab)
+    add_tokens(writer, vocab)
     _add_weights(writer, layers, width, vocab, np.random.default_rng(seed))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -49,7 +49,8 @@ def _describe(writer: GGUFWriter, layers: int, width: int, vocab: int) -> None:
     writer.add_file_type(0)
 
 
-def _add_tokens(writer: GGUFWriter, vocab: int) -> None:
+def add_tokens(writer: GGUFWriter, vocab: int) -> None:
+    """A SentencePiece vocabulary of `vocab` entries, at least 259: 3 special tokens, one for each byte, words."""
     words = vocab - len(SPECIAL) - BYTES
     texts = [text for text, _ in SPECIAL] + [f"<0x{byte:02X}>" for byte in range(BYTES)]
     kinds = [kind for _, kind in SPECIAL] + [TokenType.BYTE] * BYTES
