@@ -15,6 +15,7 @@ from poolmgr.api.engines import EngineServicer
 from poolmgr.api.guard import Guarded
 from poolmgr.api.health import HealthServicer
 from poolmgr.api.leases import LeaseServicer
+from poolmgr.api.placement import PlacementServicer
 from poolmgr.api.pools import PoolServicer
 from poolmgr.api.telemetry import TelemetryServicer
 from poolmgr.errors import EnvironmentFault, Reason
@@ -25,6 +26,7 @@ from poolmgr.v1 import (
     device_pb2_grpc,
     engine_pb2_grpc,
     lease_pb2_grpc,
+    placement_pb2_grpc,
     pool_pb2,
     pool_pb2_grpc,
     telemetry_pb2_grpc,
@@ -36,6 +38,7 @@ SERVICES = (
     "poolmgr.v1.EngineService",
     "poolmgr.v1.DeviceService",
     "poolmgr.v1.TelemetryService",
+    "poolmgr.v1.PlacementService",
     "poolmgr.v1.AdminService",
     "grpc.health.v1.Health",
     reflection.SERVICE_NAME,
@@ -125,6 +128,7 @@ class ApiServer:
         engine_pb2_grpc.add_EngineServiceServicer_to_server(guarded(EngineServicer(facade)), server)
         device_pb2_grpc.add_DeviceServiceServicer_to_server(guarded(DeviceServicer(facade)), server)
         telemetry_pb2_grpc.add_TelemetryServiceServicer_to_server(guarded(TelemetryServicer(facade)), server)
+        placement_pb2_grpc.add_PlacementServiceServicer_to_server(guarded(PlacementServicer(facade)), server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(guarded(AdminServicer(facade)), server)
         health_pb2_grpc.add_HealthServicer_to_server(guarded(HealthServicer(facade)), server)
         if self._settings.reflection:

@@ -14,6 +14,7 @@ import typer
 class EngineChoice(StrEnum):
     LLAMACPP = "llamacpp"
     COMMAND = "command"
+    VLLM = "vllm"
 
 
 class RestartChoice(StrEnum):
@@ -38,6 +39,9 @@ Env = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="One m
 Devices = Annotated[str | None, typer.Option(metavar="MASK", help="GPUs: 0,1 or UUIDs, 1.2, all, none.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Preferred port.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="NAME=VALUE", help="For people.")]
+Split = Annotated[
+    str | None, typer.Option(metavar="MODE", help="Over the GPUs: none, auto, or explicit:3,1 by these shares.")
+]
 Restart = Annotated[RestartChoice | None, typer.Option(help="When its engine ends.")]
 File = Annotated[Path | None, typer.Option("--file", "--spec", help="TOML, as a pool in the configuration, or JSON.")]
 
@@ -58,3 +62,4 @@ class SpecFlags:
     labels: Sequence[str] = ()
     restart: RestartChoice | None = None
     preload: bool = False
+    split: str | None = None

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from poolmgr import __version__
-from poolmgr.cli import config, daemon, devices, engine, lease, pool, sim, telemetry
+from poolmgr.cli import config, daemon, devices, engine, lease, plan, pool, sim, telemetry
 from poolmgr.cli.session import Address, Json
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(pool.app, name="pool")
 app.add_typer(engine.app, name="engine")
 app.add_typer(devices.app, name="devices")
 app.add_typer(lease.app, name="lease")
+app.add_typer(plan.app, name="plan")
 app.add_typer(config.app, name="config")
 app.add_typer(sim.app, name="sim")
 

@@ -34,6 +34,7 @@ def create(
     args: flags.Args = None,
     env: flags.Env = None,
     devices: flags.Devices = None,
+    split: flags.Split = None,
     port: flags.Port = None,
     labels: flags.Labels = None,
     restart: flags.Restart = None,
@@ -45,8 +46,9 @@ def create(
     from poolmgr.cli.spec import spec_from
 
     said = SpecFlags(
-        engine, model, context, slots, program, args or (), env or (), devices, port, labels or (), restart, preload
-    )
+        engine, model, context, slots, program, args or (), env or (), devices, port, labels or (), restart, preload,
+        split,
+    )  # fmt: skip
     spec = spec_from(file, said)
     if wait and not spec.preload:
         raise typer.BadParameter("--wait needs --preload: nothing is started without it")
@@ -116,6 +118,7 @@ def reload(
     args: flags.Args = None,
     env: flags.Env = None,
     devices: flags.Devices = None,
+    split: flags.Split = None,
     port: flags.Port = None,
     labels: flags.Labels = None,
     restart: flags.Restart = None,
@@ -132,8 +135,9 @@ def reload(
     from poolmgr.cli.spec import strategy_from, updated_spec
 
     said = SpecFlags(
-        engine, model, context, slots, program, args or (), env or (), devices, port, labels or (), restart
-    )
+        engine, model, context, slots, program, args or (), env or (), devices, port, labels or (), restart,
+        split=split,
+    )  # fmt: skip
     with session.client() as client:
         before = client.get_pool(pool_id)
         spec = updated_spec(before.spec, file, said)

@@ -31,6 +31,7 @@ def pool(one: pool_pb2.Pool) -> None:
             ("engine", f"{_engine(one.engine)} {one.engine_version}".strip()),
             ("endpoint", one.endpoint),
             ("devices", one.device_mask),
+            ("split", _split(one)),
             ("pid", str(one.pid or "")),
             ("slots", f"{one.slots_free} free of {one.slots_total}"),
             ("leases", f"{one.active_leases}, {one.waiting} waiting"),
@@ -181,6 +182,15 @@ def _row(one: pool_pb2.Pool) -> Sequence[str | Text]:
         str(one.restart_count),
         one.state_reason,
     )
+
+
+def _split(one: pool_pb2.Pool) -> str:
+    """As its engine was started with; else what is asked for."""
+    if one.split_plan.assignments:
+        shares = (f"{each.first_layer}-{each.last_layer} on {each.device_id}" for each in one.split_plan.assignments)
+        return f"layers {', '.join(shares)}"
+    mode = one.spec.split.mode
+    return pool_pb2.SplitMode.Name(mode).removeprefix("SPLIT_").lower() if mode > pool_pb2.SPLIT_NONE else ""
 
 
 def _standing(one: pool_pb2.PoolGeneration) -> Iterable[str]:

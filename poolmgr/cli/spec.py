@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import typer
 from google.protobuf.json_format import ParseDict, ParseError
@@ -18,6 +18,8 @@ from poolmgr.config.schema import Section
 from poolmgr.convert.pool import spec_to_proto
 from poolmgr.model.pool import PoolSpec
 from poolmgr.v1 import pool_pb2 as pb
+
+SPLIT_MODES: Final = {"none": pb.SPLIT_NONE, "auto": pb.SPLIT_AUTO}
 
 
 def spec_from(file: Path | None, flags: SpecFlags) -> pb.PoolSpec:
@@ -34,6 +36,20 @@ def updated_spec(current: pb.PoolSpec, file: Path | None, flags: SpecFlags) -> p
 
 def strategy_from(choice: StrategyChoice) -> pb.ReloadStrategy.ValueType:
     return pb.ReloadStrategy.Value(f"RELOAD_{choice.name}")
+
+
+def split_from(text: str) -> pb.Split:
+    """`none`, `auto`, or `explicit:` and the shares. Raises typer.BadParameter."""
+    if text in SPLIT_MODES:
+        return pb.Split(mode=SPLIT_MODES[text])
+    mode, _, shares = text.partition(":")
+    try:
+        ratios = [float(share) for share in shares.split(",")] if mode == "explicit" else []
+    except ValueError:
+        ratios = []
+    if not ratios:
+        raise typer.BadParameter(f"{text!r} is not none, auto, or like explicit:3,1", param_hint="--split")
+    return pb.Split(mode=pb.SPLIT_EXPLICIT, ratios=ratios)
 
 
 def _over(base: pb.PoolSpec, flags: SpecFlags) -> pb.PoolSpec:
@@ -56,6 +72,8 @@ def _over(base: pb.PoolSpec, flags: SpecFlags) -> pb.PoolSpec:
     )
     if base.model.path and spec.model.path != base.model.path:
         spec.model.digest = ""  # it was that of the other model
+    if flags.split:
+        spec.split.CopyFrom(split_from(flags.split))
     if flags.args:
         spec.ClearField("args")
         spec.args.extend(flags.args)

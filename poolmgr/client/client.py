@@ -12,6 +12,7 @@ from poolmgr.client.connection import DEFAULT_TIMEOUT, all_pages
 from poolmgr.client.devices import DeviceCalls
 from poolmgr.client.errors import LeaseRefused
 from poolmgr.client.held import HeldLease
+from poolmgr.client.placement import PlacementCalls
 from poolmgr.client.session import LeaseSession
 from poolmgr.convert.common import duration_to_proto, optional_duration
 from poolmgr.v1 import admin_pb2, engine_pb2, lease_pb2, pool_pb2
@@ -21,7 +22,7 @@ from poolmgr.v1.lease_pb2_grpc import LeaseServiceStub
 from poolmgr.v1.pool_pb2_grpc import PoolServiceStub
 
 
-class Client(DeviceCalls):
+class Client(DeviceCalls, PlacementCalls):
     """A connection to the daemon, made on first use. `timeout`: seconds for a call beyond its own wait.
 
     `address`: host:port; else what POOL_MANAGERD_ADDR says, else 127.0.0.1:9200.

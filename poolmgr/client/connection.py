@@ -39,6 +39,7 @@ _IDEMPOTENT: Final[Mapping[str, Sequence[str]]] = {
     "EngineService": ("ListEngines", "RegisterEngine"),
     "DeviceService": ("ListDevices", "GetDevice", "ParseMask", "ListClaims", "CordonDevice", "UncordonDevice"),
     "TelemetryService": ("GetTelemetry", "GetRingInfo"),
+    "PlacementService": ("PlanSplit", "PlanPlacement", "EstimateMemory"),
     "AdminService": ("GetStatus", "GetConfig", "ReloadConfig"),
 }
 _RETRIES: Final = {

@@ -18,6 +18,7 @@ from poolmgr.convert.common import (
     seconds,
     timestamp_to_proto,
 )
+from poolmgr.convert.split_plan import split_plan_to_proto
 from poolmgr.errors import ClientError, Number, Reason
 from poolmgr.model.limits import is_pool_id, spec_problems
 from poolmgr.model.pool import (
@@ -33,6 +34,8 @@ from poolmgr.model.pool import (
     ProbeSpec,
     ReloadStrategy,
     RestartMode,
+    SplitMode,
+    SplitSpec,
     SupervisionOverrides,
 )
 from poolmgr.v1 import pool_pb2 as pb
@@ -45,6 +48,7 @@ MAX_MESSAGE: Final = 1024
 
 ENGINES: Final = enum_table(EngineName, pb.Engine.Value, "ENGINE_")
 RESTARTS: Final = enum_table(RestartMode, pb.RestartMode.Value, "RESTART_")
+SPLITS: Final = enum_table(SplitMode, pb.SplitMode.Value, "SPLIT_")
 STRATEGIES: Final = enum_table(ReloadStrategy, pb.ReloadStrategy.Value, "RELOAD_")
 STATES: Final = enum_table(PoolState, pb.Pool.State.Value)
 BREAKERS: Final = enum_table(BreakerState, pb.Pool.BreakerState.Value)
@@ -61,6 +65,7 @@ _RELOAD_STRATEGIES = {
     pb.RELOAD_UNSPECIFIED: ReloadStrategy.AUTO,
     **{value: member for member, value in STRATEGIES.items()},
 }
+_SPLIT_MODES = {pb.SPLIT_MODE_UNSPECIFIED: SplitMode.NONE, **{value: member for member, value in SPLITS.items()}}
 _OVERRIDES = tuple(field.name for field in fields(SupervisionOverrides))
 _DRAIN_DEFAULT = PoolSpec(EngineName.COMMAND).drain_deadline
 _PROBE_KINDS = {value: member for member, value in PROBES.items()}
@@ -95,6 +100,7 @@ def spec_from_proto(spec: pb.PoolSpec) -> PoolSpec:
         preload=spec.preload,
         priority=spec.priority,
         labels=dict(spec.labels),
+        split=split_from_proto(spec.split, "spec.split"),
     )
     _check_values(made)
     return made
@@ -114,6 +120,15 @@ def masked_spec(current: PoolSpec, update: pb.PoolSpec, paths: Sequence[str]) ->
     for path in paths or ("spec",):
         _replace_field(target, source, path)
     return spec_from_proto(target.spec)
+
+
+def split_from_proto(split: pb.Split, field: str) -> SplitSpec:
+    """For form only; `split_problems` says what is wrong with the numbers. Raises ClientError(INVALID_ARGUMENT)."""
+    return SplitSpec(enum_from(_SPLIT_MODES, split.mode, f"{field}.mode"), tuple(split.ratios))
+
+
+def split_to_proto(split: SplitSpec) -> pb.Split:
+    return pb.Split(mode=SPLITS[split.mode], ratios=split.ratios)
 
 
 def spec_to_proto(spec: PoolSpec) -> pb.PoolSpec:
@@ -142,6 +157,7 @@ def spec_to_proto(spec: PoolSpec) -> pb.PoolSpec:
         preload=spec.preload,
         priority=spec.priority,
         labels=spec.labels,
+        split=split_to_proto(spec.split),
     )
 
 
@@ -179,6 +195,7 @@ def pool_to_proto(view: PoolView) -> pb.Pool:
         waiting=view.waiting,
         reload_phase=view.reload_phase,
         reload_generation=view.reload_generation,
+        split_plan=split_plan_to_proto(view.split_plan) if view.split_plan else None,
     )
 
 
@@ -258,8 +275,9 @@ def _check_texts(message: Message, field: str) -> None:
             _check_texts(value, name)
         elif descriptor.is_repeated:
             _check_count(len(value), MAX_ITEMS, "items", name)
-            for text in (*value, *value.values()) if isinstance(value, Mapping) else value:
-                _check_text(text, name)
+            for each in (*value, *value.values()) if isinstance(value, Mapping) else value:
+                if isinstance(each, str):
+                    _check_text(each, name)
 
 
 def _check_text(text: str, field: str) -> None:

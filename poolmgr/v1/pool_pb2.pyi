@@ -11,6 +11,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from poolmgr.v1 import split_plan_pb2 as _split_plan_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -112,6 +113,62 @@ RELOAD_MAKE_BEFORE_BREAK: ReloadStrategy.ValueType  # 2
 RELOAD_BREAK_BEFORE_MAKE: ReloadStrategy.ValueType  # 3
 """The old engine is drained and stopped, then the new one is started; if that fails the old one is started again."""
 Global___ReloadStrategy: _TypeAlias = ReloadStrategy  # noqa: Y015
+
+class _SplitMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SplitModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SplitMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SPLIT_MODE_UNSPECIFIED: _SplitMode.ValueType  # 0
+    """The same as SPLIT_NONE."""
+    SPLIT_NONE: _SplitMode.ValueType  # 1
+    """On the best single device."""
+    SPLIT_AUTO: _SplitMode.ValueType  # 2
+    """Planned over the device mask at each start that needs a place."""
+    SPLIT_EXPLICIT: _SplitMode.ValueType  # 3
+    """By the ratios that are given."""
+
+class SplitMode(_SplitMode, metaclass=_SplitModeEnumTypeWrapper): ...
+
+SPLIT_MODE_UNSPECIFIED: SplitMode.ValueType  # 0
+"""The same as SPLIT_NONE."""
+SPLIT_NONE: SplitMode.ValueType  # 1
+"""On the best single device."""
+SPLIT_AUTO: SplitMode.ValueType  # 2
+"""Planned over the device mask at each start that needs a place."""
+SPLIT_EXPLICIT: SplitMode.ValueType  # 3
+"""By the ratios that are given."""
+Global___SplitMode: _TypeAlias = SplitMode  # noqa: Y015
+
+@_typing.final
+class Split(_message.Message):
+    """How a model is laid over the devices of the mask."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    RATIOS_FIELD_NUMBER: _builtins.int
+    mode: Global___SplitMode.ValueType
+    @_builtins.property
+    def ratios(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """SPLIT_EXPLICIT: each device's share of the model, in the order of the mask; at most 64, all positive. Their sum
+        need not be 1: 3 and 1 are three quarters and one.
+        """
+
+    def __init__(
+        self,
+        *,
+        mode: Global___SplitMode.ValueType = ...,
+        ratios: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "ratios", b"ratios"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Split: _TypeAlias = Split  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
@@ -403,6 +460,7 @@ class PoolSpec(_message.Message):
     PRELOAD_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
     engine: Global___Engine.ValueType
     command: _builtins.str
     """Executable: an absolute path or a name on the daemon's PATH. Required for ENGINE_COMMAND; for ENGINE_LLAMACPP
@@ -439,6 +497,8 @@ class PoolSpec(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def split(self) -> Global___Split: ...
     def __init__(
         self,
         *,
@@ -459,10 +519,11 @@ class PoolSpec(_message.Message):
         preload: _builtins.bool = ...,
         priority: _builtins.int = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        split: Global___Split | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drain_deadline", b"drain_deadline", "liveness", b"liveness", "model", b"model", "readiness", b"readiness", "supervision", b"supervision"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain_deadline", b"drain_deadline", "liveness", b"liveness", "model", b"model", "readiness", b"readiness", "split", b"split", "supervision", b"supervision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "device_mask", b"device_mask", "drain_deadline", b"drain_deadline", "engine", b"engine", "env", b"env", "labels", b"labels", "liveness", b"liveness", "model", b"model", "port", b"port", "preload", b"preload", "priority", b"priority", "readiness", b"readiness", "restart", b"restart", "runtime", b"runtime", "slots", b"slots", "supervision", b"supervision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "device_mask", b"device_mask", "drain_deadline", b"drain_deadline", "engine", b"engine", "env", b"env", "labels", b"labels", "liveness", b"liveness", "model", b"model", "port", b"port", "preload", b"preload", "priority", b"priority", "readiness", b"readiness", "restart", b"restart", "runtime", b"runtime", "slots", b"slots", "split", b"split", "supervision", b"supervision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -635,6 +696,7 @@ class Pool(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     ENGINE_VERSION_FIELD_NUMBER: _builtins.int
     DEVICE_MASK_FIELD_NUMBER: _builtins.int
+    SPLIT_PLAN_FIELD_NUMBER: _builtins.int
     ENDPOINT_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     RESTART_COUNT_FIELD_NUMBER: _builtins.int
@@ -690,6 +752,10 @@ class Pool(_message.Message):
     @_builtins.property
     def spec(self) -> Global___PoolSpec: ...
     @_builtins.property
+    def split_plan(self) -> _split_plan_pb2.SplitPlan:
+        """What the engine was started with; absent while nothing was planned for it."""
+
+    @_builtins.property
     def backoff_until(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def last_error(self) -> Global___Pool.Error: ...
@@ -721,6 +787,7 @@ class Pool(_message.Message):
         engine: Global___Engine.ValueType = ...,
         engine_version: _builtins.str = ...,
         device_mask: _builtins.str = ...,
+        split_plan: _split_plan_pb2.SplitPlan | None = ...,
         endpoint: _builtins.str = ...,
         pid: _builtins.int = ...,
         restart_count: _builtins.int = ...,
@@ -738,9 +805,9 @@ class Pool(_message.Message):
         reload_phase: _builtins.str = ...,
         reload_generation: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "backoff_until", b"backoff_until", "create_time", b"create_time", "last_error", b"last_error", "load_time", b"load_time", "memory_bytes", b"memory_bytes", "progress", b"progress", "ready_time", b"ready_time", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "backoff_until", b"backoff_until", "create_time", b"create_time", "last_error", b"last_error", "load_time", b"load_time", "memory_bytes", b"memory_bytes", "progress", b"progress", "ready_time", b"ready_time", "spec", b"spec", "split_plan", b"split_plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "active_leases", b"active_leases", "backoff_until", b"backoff_until", "breaker_state", b"breaker_state", "context_length", b"context_length", "create_time", b"create_time", "device_mask", b"device_mask", "draining", b"draining", "endpoint", b"endpoint", "engine", b"engine", "engine_version", b"engine_version", "generation", b"generation", "last_error", b"last_error", "live", b"live", "load_time", b"load_time", "memory_bytes", b"memory_bytes", "origin", b"origin", "pid", b"pid", "pool_id", b"pool_id", "progress", b"progress", "ready", b"ready", "ready_time", b"ready_time", "reload_generation", b"reload_generation", "reload_phase", b"reload_phase", "restart_count", b"restart_count", "revision", b"revision", "slots_free", b"slots_free", "slots_total", b"slots_total", "spec", b"spec", "state", b"state", "state_reason", b"state_reason", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "active_leases", b"active_leases", "backoff_until", b"backoff_until", "breaker_state", b"breaker_state", "context_length", b"context_length", "create_time", b"create_time", "device_mask", b"device_mask", "draining", b"draining", "endpoint", b"endpoint", "engine", b"engine", "engine_version", b"engine_version", "generation", b"generation", "last_error", b"last_error", "live", b"live", "load_time", b"load_time", "memory_bytes", b"memory_bytes", "origin", b"origin", "pid", b"pid", "pool_id", b"pool_id", "progress", b"progress", "ready", b"ready", "ready_time", b"ready_time", "reload_generation", b"reload_generation", "reload_phase", b"reload_phase", "restart_count", b"restart_count", "revision", b"revision", "slots_free", b"slots_free", "slots_total", b"slots_total", "spec", b"spec", "split_plan", b"split_plan", "state", b"state", "state_reason", b"state_reason", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poolmgr.adapters import codec
-from poolmgr.model.pool import EngineName, Origin, PoolRecord, PoolSpec, ProbeKind, ProbeSpec
+from poolmgr.model.pool import EngineName, Origin, PoolRecord, PoolSpec, ProbeKind, ProbeSpec, SplitMode, SplitSpec
 
 
 def test_a_field_that_an_older_version_did_not_write_takes_its_default():
@@ -31,6 +31,13 @@ RECORD = PoolRecord(
 
 def test_a_record_is_read_back_as_it_was_written():
     assert codec.decode_record(codec.encode_record(RECORD)) == RECORD
+
+
+def test_a_split_is_read_back_and_one_that_is_not_understood_is_refused():
+    spec = PoolSpec(EngineName.COMMAND, split=SplitSpec(SplitMode.EXPLICIT, (0.1, 3.0)))
+    assert codec.decode(codec.encode(spec)) == spec
+    with pytest.raises(ValueError, match=r"split\.mode"):
+        codec.decode('{"spec": {"engine": "COMMAND", "split": {"mode": "HALVES"}}}')
 
 
 def test_a_record_s_spec_may_have_been_written_by_an_older_version():

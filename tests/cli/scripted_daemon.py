@@ -19,6 +19,7 @@ from poolmgr.v1 import (
     device_pb2_grpc,
     engine_pb2_grpc,
     lease_pb2_grpc,
+    placement_pb2_grpc,
     pool_pb2,
     pool_pb2_grpc,
     telemetry_pb2_grpc,
@@ -80,6 +81,7 @@ def serving() -> Iterator[ScriptedDaemon]:
         admin_pb2_grpc.add_AdminServiceServicer_to_server(daemon, server)
         device_pb2_grpc.add_DeviceServiceServicer_to_server(daemon, server)
         telemetry_pb2_grpc.add_TelemetryServiceServicer_to_server(daemon, server)
+        placement_pb2_grpc.add_PlacementServiceServicer_to_server(daemon, server)
         daemon.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         server.start()
         try:

@@ -13,7 +13,15 @@ from poolmgr.config import load as load_module
 from poolmgr.config.load import KEYS, LoadedConfig, ValueOrigin, default_state_dir, describe, load_config
 from poolmgr.config.schema import SECTIONS, Address, Leases, Supervision, Telemetry
 from poolmgr.errors import ClientError, Reason
-from poolmgr.model.pool import EngineName, ModelSpec, PoolSpec, RestartMode, SupervisionOverrides
+from poolmgr.model.pool import (
+    EngineName,
+    ModelSpec,
+    PoolSpec,
+    RestartMode,
+    SplitMode,
+    SplitSpec,
+    SupervisionOverrides,
+)
 from poolmgr.model.settings import OVERRIDES, LeaseSettings, SupervisionSettings, TelemetrySettings, override
 
 EXAMPLE = Path(load_module.__file__).with_name("example.toml")
@@ -309,6 +317,8 @@ def test_no_number_is_without_bounds(refused, key: str, value: str):
         ('readiness = { path = "health" }', "readiness.path"),
         ('engine = "LLAMACPP"\nreadiness = { kind = "NONE" }', "readiness.kind"),
         ("supervision = { start_timeout_secs = 86401 }", "supervision.start_timeout_secs"),
+        ('split = { mode = "AUTO", ratios = [1, 1] }', "split.ratios"),
+        ('split = { mode = "EXPLICIT", ratios = [1, -1] }', "split.ratios[1]"),
     ],
 )
 def test_a_declared_pool_that_can_never_run_is_refused_by_field(refused, changes: str, field: str):
@@ -350,6 +360,12 @@ def test_a_file_with_one_bad_pool_gives_none_of_its_pools(load, refused):
 
 
 # Declared pools
+
+
+@pytest.mark.behaviour("SPLIT-2")
+def test_a_declared_pool_may_say_how_it_is_split(load):
+    loaded = load('[pools.c]\nengine = "COMMAND"\nsplit = { mode = "EXPLICIT", ratios = [3, 1.5] }\n')
+    assert loaded.config.pools["c"].split == SplitSpec(SplitMode.EXPLICIT, (3.0, 1.5))
 
 
 @pytest.mark.behaviour("CFG-3")

@@ -15,6 +15,7 @@ from poolmgr.convert.pool import (
     MAX_STRING_BYTES,
     PROBES,
     RESTARTS,
+    SPLITS,
     STATES,
     STRATEGIES,
     generation_to_proto,
@@ -27,6 +28,7 @@ from poolmgr.convert.pool import (
 )
 from poolmgr.errors import ClientError, Reason
 from poolmgr.model.engine import ExitRecord
+from poolmgr.model.plan import Assignment, Objective, SplitPlan
 from poolmgr.model.pool import (
     BreakerState,
     EngineName,
@@ -41,6 +43,8 @@ from poolmgr.model.pool import (
     ProbeSpec,
     ReloadStrategy,
     RestartMode,
+    SplitMode,
+    SplitSpec,
     SupervisionOverrides,
 )
 from poolmgr.v1 import pool_pb2 as pb
@@ -62,6 +66,10 @@ probes = st.builds(
 supervisions = st.builds(
     SupervisionOverrides,
     **{field.name: st.none() | st.integers(1, 10_000) for field in fields(SupervisionOverrides)},
+)
+ratios = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=64).map(tuple)
+splits = st.builds(SplitSpec, st.sampled_from([SplitMode.NONE, SplitMode.AUTO])) | st.builds(
+    SplitSpec, st.just(SplitMode.EXPLICIT), ratios
 )
 specs = st.builds(
     PoolSpec,
@@ -87,6 +95,7 @@ specs = st.builds(
     preload=st.booleans(),
     priority=st.integers(-(2**31) + 1, 2**31 - 1),
     labels=st.dictionaries(names, texts),
+    split=splits,
 )
 
 SMALLEST = pb.PoolSpec(engine=pb.ENGINE_COMMAND, command="sleep")
@@ -122,6 +131,7 @@ def test_every_engine_comes_back_as_it_went(engine):
         (ENGINES, pb.Engine.values()),
         (RESTARTS, pb.RestartMode.values()),
         (STRATEGIES, pb.ReloadStrategy.values()),
+        (SPLITS, pb.SplitMode.values()),
         (STATES, pb.Pool.State.values()),
         (BREAKERS, pb.Pool.BreakerState.values()),
         (PROBES, [*pb.Probe.Kind.values(), 0]),
@@ -168,6 +178,15 @@ def test_a_drain_deadline_of_zero_is_not_an_absent_one():
         ("spec.env.A=B", {"env": {"A=B": ""}}),
         ("spec.model.path", {"model": {"path": "/\0"}}),
         ("spec.liveness.body", {"liveness": {"body": "\0"}}),
+        ("spec.split.mode", {"split": {"mode": 99}}),
+        ("spec.split.ratios", {"split": {"mode": pb.SPLIT_EXPLICIT}}),
+        ("spec.split.ratios", {"split": {"ratios": [1.0]}}),
+        ("spec.split.ratios", {"split": {"mode": pb.SPLIT_AUTO, "ratios": [1.0, 1.0]}}),
+        ("spec.split.ratios", {"split": {"mode": pb.SPLIT_EXPLICIT, "ratios": [1.0] * 65}}),
+        ("spec.split.ratios[1]", {"split": {"mode": pb.SPLIT_EXPLICIT, "ratios": [1.0, 0.0]}}),
+        ("spec.split.ratios[0]", {"split": {"mode": pb.SPLIT_EXPLICIT, "ratios": [-1.0, 1.0]}}),
+        ("spec.split.ratios[0]", {"split": {"mode": pb.SPLIT_EXPLICIT, "ratios": [float("nan")]}}),
+        ("spec.split.ratios[1]", {"split": {"mode": pb.SPLIT_EXPLICIT, "ratios": [1.0, float("inf")]}}),
     ],
 )
 def test_a_value_that_no_pool_can_have_is_refused_by_its_name(field, changes):
@@ -235,6 +254,18 @@ def test_a_masked_list_or_map_is_replaced_and_not_added_to():
 def test_a_masked_field_that_is_absent_goes_back_to_its_default():
     changed = masked_spec(CURRENT, pb.PoolSpec(), ["spec.args", "spec.drain_deadline", "spec.model.path"])
     assert (changed.args, changed.drain_deadline, changed.model.path) == ((), 300.0, "")
+
+
+@pytest.mark.behaviour("SPLIT-2")
+def test_a_mask_reaches_into_a_split_and_keeps_it_sound():
+    explicit = pb.PoolSpec(split={"mode": pb.SPLIT_EXPLICIT, "ratios": [3, 1]})
+    split = masked_spec(CURRENT, explicit, ["spec.split"])
+    assert split.split == SplitSpec(SplitMode.EXPLICIT, (3.0, 1.0))
+    other = pb.PoolSpec(split={"ratios": [1]})
+    assert masked_spec(split, other, ["spec.split.ratios"]).split == SplitSpec(SplitMode.EXPLICIT, (1.0,))
+    assert masked_spec(split, pb.PoolSpec(), ["spec.split"]).split == SplitSpec()
+    with pytest.raises(ClientError, match=r"split\.ratios are for EXPLICIT only"):
+        masked_spec(split, pb.PoolSpec(split={"mode": pb.SPLIT_AUTO}), ["spec.split.mode"])
 
 
 @pytest.mark.parametrize("paths", [[], ["spec"]])
@@ -357,3 +388,10 @@ def test_a_generation_shows_every_field_of_its_view():
         assert getattr(shown, name) == getattr(whole, name)
     bare = generation_to_proto(GenerationView(1, CURRENT, 1.0, False, False, 0, False))
     assert (bare.current, bare.committed, bare.blocked) == (False, False, False)
+
+
+def test_a_pool_shows_the_split_that_its_engine_was_started_with_and_none_before():
+    plan = SplitPlan(True, Objective.MIN_LATENCY, assignments=(Assignment("GPU-a", 0, 31, 5, 6, 7, 1.0),))
+    shown = pool_to_proto(view(split_plan=plan)).split_plan
+    assert (shown.fits, shown.assignments[0].device_id, shown.assignments[0].last_layer) == (True, "GPU-a", 31)
+    assert not pool_to_proto(view()).HasField("split_plan")

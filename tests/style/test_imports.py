@@ -49,6 +49,8 @@ PLANTED = [
     ("runtime/bus.py", "grpc"),
     ("api/paging.py", "poolmgr.core.leases"),
     ("cli/show.py", "poolmgr.runtime.bus"),
+    ("cli/show_plan.py", "poolmgr.offline"),
+    ("offline.py", "poolmgr.convert.common"),
     ("config/schema.py", "poolmgr.ports"),
     ("convert/lease.py", "poolmgr.runtime.bus"),
 ]

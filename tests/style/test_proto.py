@@ -11,11 +11,21 @@ from poolmgr.api.admin import AdminServicer
 from poolmgr.api.devices import DeviceServicer
 from poolmgr.api.engines import EngineServicer
 from poolmgr.api.leases import LeaseServicer
+from poolmgr.api.placement import PlacementServicer
 from poolmgr.api.pools import PoolServicer
 from poolmgr.api.telemetry import TelemetryServicer
-from poolmgr.v1 import admin_pb2, device_pb2, engine_pb2, lease_pb2, pool_pb2, telemetry_pb2
+from poolmgr.v1 import (
+    admin_pb2,
+    device_pb2,
+    engine_pb2,
+    lease_pb2,
+    placement_pb2,
+    pool_pb2,
+    split_plan_pb2,
+    telemetry_pb2,
+)
 
-MODULES = (admin_pb2, device_pb2, engine_pb2, lease_pb2, pool_pb2, telemetry_pb2)
+MODULES = (admin_pb2, device_pb2, engine_pb2, lease_pb2, placement_pb2, pool_pb2, split_plan_pb2, telemetry_pb2)
 FILES: list[FileDescriptor] = [module.DESCRIPTOR for module in MODULES]
 SERVICERS = {
     "PoolService": PoolServicer,
@@ -23,6 +33,7 @@ SERVICERS = {
     "EngineService": EngineServicer,
     "DeviceService": DeviceServicer,
     "TelemetryService": TelemetryServicer,
+    "PlacementService": PlacementServicer,
     "AdminService": AdminServicer,
 }
 # The promised names; those after the bar are of later versions and must not mean something else before.
@@ -32,17 +43,19 @@ RPCS = {
     "LeaseService": "AcquireLease RenewLease ReleaseLease ListLeases Session",
     "EngineService": "RegisterEngine Heartbeat DeregisterEngine ListEngines",
     "DeviceService": "ListDevices GetDevice WatchDevices ParseMask ListClaims CordonDevice UncordonDevice",
+    "PlacementService": "PlanSplit PlanPlacement EstimateMemory",
     "TelemetryService": "GetTelemetry StreamTelemetry GetRingInfo | GetForecast",
     "AdminService": "GetStatus GetConfig ReloadConfig Shutdown | ListAuditRecords VerifyAudit",
 }
 FIELDS = {
     "Pool": "pool_id spec state state_reason revision generation live ready draining slots_total slots_free "
     "active_leases engine engine_version device_mask endpoint pid restart_count breaker_state backoff_until last_error "
-    "progress create_time ready_time | split_plan",
+    "progress create_time ready_time split_plan",
     "Pool.Error": "reason message at log_tail",
     "Pool.Progress": "phase bytes_done message queue_position",
     "PoolSpec": "engine model command args env device_mask slots runtime port readiness liveness restart supervision "
-    "drain_deadline preload priority labels | split isolation memory_limit_bytes",
+    "drain_deadline preload priority labels split | isolation memory_limit_bytes",
+    "Split": "mode ratios",
     "Model": "path digest context_length cache_type",
     "Lease": "lease_id pool_id generation holder fencing_token token endpoint enforced ttl expire_time",
     "Refusal": "reason message retry_after",
@@ -71,6 +84,18 @@ FIELDS = {
     "Device": "device_id index name mig_slot mig_profile compute_capability vram_total_bytes vram_free_bytes numa_node "
     "pci_bus_id links mig_mode parent_device_id state state_reason recovery_action simulated revision",
     "Claim": "claim_id device_id kind holder user reserved_bytes measured_bytes exclusive since expire_time",
+    "PlanSplitRequest": "model model_path context_length slots cache_type devices links default_hop_seconds "
+    "activation_bytes objective max_devices engine",
+    "ModelProfile": "layers",
+    "LayerProfile": "resident_bytes active_bytes kv_bytes",
+    "DeviceProfile": "device_id vram_free_bytes overhead_bytes memory_bandwidth_bytes_per_second",
+    "LinkProfile": "device_a device_b latency_seconds bandwidth_bytes_per_second",
+    "SplitPlan": "fits refusal assignments ratios bottleneck_seconds_per_token latency_seconds_per_token "
+    "headroom_bytes optimal gap explanation renderings",
+    "SplitPlan.Refusal": "reason missing_bytes message",
+    "SplitPlan.Assignment": "device_id first_layer last_layer weight_bytes kv_bytes overhead_bytes ratio",
+    "PlacementPlan": "explanation",
+    "MemoryEstimate": "explanation",
     "WatchDevicesRequest": "from_revision",
     "WatchDevicesResponse": "snapshot upsert delete bookmark resync",
     "ListDevicesRequest": "page_size page_token",
@@ -80,6 +105,8 @@ VALUES = {
     "Runtime": "RUNTIME_PROCESS | RUNTIME_CONTAINER",
     "ReloadStrategy": "RELOAD_AUTO RELOAD_MAKE_BEFORE_BREAK RELOAD_BREAK_BEFORE_MAKE",
     "RestartMode": "RESTART_ON_FAILURE RESTART_ALWAYS RESTART_NEVER",
+    "SplitMode": "SPLIT_NONE SPLIT_AUTO SPLIT_EXPLICIT",
+    "Objective": "MIN_LATENCY MIN_BOTTLENECK MAX_CONTEXT BALANCED",
     "Pool.State": "PENDING PROVISIONING STARTING READY DRAINING STOPPING STOPPED BACKOFF PARKED UNKNOWN LOST",
     "Lease.Outcome": "RENEWED RELEASED ALREADY_RELEASED EXPIRED UNKNOWN",
     "Device.State": "AVAILABLE ALLOCATED DEGRADED QUARANTINED RESETTING OFFLINE PROBATION",
@@ -159,4 +186,11 @@ def test_sizes_are_64_bit_and_fencing_numbers_and_revisions_too():
     for message in MESSAGES.values():
         for field in message.fields:
             if field.name.endswith(("_bytes", "bytes_done")) or field.name in ("revision", "fencing_token", "epoch"):
-                assert {field.type} == wide, field.full_name
+                by_key = field.message_type and field.message_type.GetOptions().map_entry
+                size = field.message_type.fields_by_name["value"] if by_key else field
+                assert {size.type} == wide, field.full_name
+
+
+def test_what_a_plan_is_made_of_is_found_where_the_service_is():
+    for name in ("SplitPlan", "Objective", "MIN_LATENCY", "MIN_BOTTLENECK", "MAX_CONTEXT", "BALANCED"):
+        assert getattr(placement_pb2, name) == getattr(split_plan_pb2, name)
