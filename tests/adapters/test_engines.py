@@ -40,7 +40,7 @@ def refusal(spec: PoolSpec) -> ClientError:
 
 def test_every_kind_is_found_by_its_own_name() -> None:
     kinds = default_kinds(nobody)
-    assert set(kinds) == {EngineName.COMMAND, EngineName.LLAMACPP}
+    assert set(kinds) == {EngineName.COMMAND, EngineName.LLAMACPP, EngineName.VLLM}
     assert all(kind.name is name for name, kind in kinds.items())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from poolmgr.adapters.engines import default_kinds
-from poolmgr.adapters.probe import http_get_json
+from poolmgr.adapters.probe import http_get_json, http_get_text
 from poolmgr.errors import ClientError, EnvironmentFault, Reason
 from poolmgr.model.engine import EngineFacts, ExitRecord
 from poolmgr.model.pool import EngineName, ModelSpec, PoolSpec, ProbeKind, ProbeSpec
@@ -30,9 +30,9 @@ class Case:
     break_it: Callable[[], None]
 
 
-@pytest.fixture(params=[EngineName.COMMAND, EngineName.LLAMACPP, "scripted"])
+@pytest.fixture(params=[EngineName.COMMAND, EngineName.LLAMACPP, EngineName.VLLM, "scripted"])
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
-    kinds = default_kinds(http_get_json)
+    kinds = default_kinds(http_get_json, get_text=http_get_text)
     program = tmp_path / "engine"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -43,6 +43,11 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
         model = tmp_path / "tiny.gguf"
         write_tiny_llama(model)
         return Case(kinds[EngineName.LLAMACPP], PoolSpec(EngineName.LLAMACPP, ModelSpec(str(model))), model.unlink)
+    if request.param == EngineName.VLLM:
+        configuration = tmp_path / "config.json"
+        configuration.write_text("{}")
+        spec = PoolSpec(EngineName.VLLM, ModelSpec(str(tmp_path)), command=str(program))
+        return Case(kinds[EngineName.VLLM], spec, program.unlink)
     scripted = ScriptedKind()
     gone = ClientError(Reason.EXECUTABLE_NOT_FOUND, "gone")
     return Case(scripted, PoolSpec(EngineName.COMMAND), lambda: setattr(scripted, "refusal", gone))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from poolmgr.adapters.engines.command import CommandEngine
 from poolmgr.adapters.engines.llamacpp import GetJson, GetText, LlamaCppEngine
+from poolmgr.adapters.engines.vllm import VllmEngine
 from poolmgr.model.pool import EngineName
 from poolmgr.ports import EngineKind
 
@@ -17,5 +18,9 @@ def default_kinds(
 
     `get_text` reads it as it stands. `stopped`: whether a check that takes long is to be given up.
     """
-    kinds: tuple[EngineKind, ...] = (CommandEngine(), LlamaCppEngine(get_json, stopped, get_text))
+    kinds: tuple[EngineKind, ...] = (
+        CommandEngine(),
+        LlamaCppEngine(get_json, stopped, get_text),
+        VllmEngine(get_json, stopped, get_text),
+    )
     return {kind.name: kind for kind in kinds}

@@ -17,6 +17,7 @@ from poolmgr.adapters.engines.common import (
 )
 from poolmgr.errors import Reason
 from poolmgr.model.engine import Diagnosis, EngineFacts, ExitRecord, ProbeTarget, Progress
+from poolmgr.model.memory import MemoryQuestion
 from poolmgr.model.pool import EngineName, PoolSpec, ProbeKind, ProbeSpec
 
 PORT_PLACEHOLDER = "{port}"
@@ -43,6 +44,12 @@ class CommandEngine:
         if not spec.command:
             raise refuse(Reason.INVALID_ARGUMENT, "a COMMAND pool needs a command")
         validate_common(spec)
+
+    def memory(self, spec: PoolSpec) -> MemoryQuestion | None:
+        return None  # any program takes what it likes
+
+    def told_share(self, spec: PoolSpec, share: float) -> tuple[str, ...]:
+        return ()
 
     def check(self, spec: PoolSpec) -> None:
         find_executable(spec.command)

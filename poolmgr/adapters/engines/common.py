@@ -148,7 +148,7 @@ def diagnose_by_log(
     """What the lines since the last `banner` tell of a death that nobody asked for."""
     if record.exit_code == 0 or record.signal in (signal.SIGKILL, signal.SIGTERM):
         return None
-    latest = _since(lines, banner)
+    latest = since(lines, banner)
     for pattern in patterns:
         for line in latest:
             if pattern.line.search(line):
@@ -156,7 +156,8 @@ def diagnose_by_log(
     return None
 
 
-def _since(lines: Sequence[str], banner: re.Pattern[str] | None) -> Sequence[str]:
-    # A restarted engine appends to its log: an older death must not explain a newer one.
+def since(lines: Sequence[str], banner: re.Pattern[str] | None) -> Sequence[str]:
+    """The lines from the last `banner` on: a restarted engine appends to its log, and an older death must not explain
+    a newer one."""
     starts = [index for index, line in enumerate(lines) if banner and banner.search(line)]
     return lines[starts[-1] :] if starts else lines

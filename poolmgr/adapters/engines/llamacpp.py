@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import re
 import shutil
 import sys
@@ -26,9 +25,10 @@ from poolmgr.adapters.engines.common import (
     validate_common,
 )
 from poolmgr.adapters.engines.llamacpp_progress import busy_slots, progress_of
-from poolmgr.adapters.engines.modelfile import ModelFiles
+from poolmgr.adapters.engines.modelfile import ModelFiles, validate_reference
 from poolmgr.errors import EnvironmentFault, Reason
 from poolmgr.model.engine import CrashCause, Diagnosis, EngineFacts, ExitRecord, ProbeTarget, Progress
+from poolmgr.model.memory import MemoryQuestion
 from poolmgr.model.pool import EngineName, PoolSpec, ProbeKind, ProbeSpec
 
 GetJson = Callable[[str, int, str, float], Awaitable[object]]
@@ -40,7 +40,6 @@ LAUNCHER = str(Path(__file__).with_name("llamacpp_launcher.py"))
 UNVERSIONED = "b0-unknown"  # the build_info of a llama.cpp that was built outside its own repository, as the wheel's
 HEALTH = ProbeSpec(kind=ProbeKind.HTTP, path="/health")
 MAX_CONTEXT = 2**31 - 1  # llama.cpp keeps the size of the context in an int32
-DIGEST = re.compile(r"sha256:[0-9a-fA-F]{64}\Z")
 CACHE_TYPES = frozenset({"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"})
 
 SET_BY_DAEMON = "is set by the daemon"
@@ -62,6 +61,17 @@ DENIED_FLAGS: Mapping[str, str] = {
     **dict.fromkeys(("-h", "--help", "--usage", "--version", "--license"), "prints and exits"),
     **dict.fromkeys(("-cl", "--cache-list", "--completion-bash", "--list-devices"), "prints and exits"),
 }
+# Each moves weights or caches between the devices and the host, adds some, or changes what is computed at a time:
+# common/arg.cpp.
+SIZING_FLAGS = frozenset(
+    {
+        "-ngl", "--gpu-layers", "--n-gpu-layers", "-ot", "--override-tensor", "-cmoe", "--cpu-moe", "-ncmoe",
+        "--n-cpu-moe", "-nkvo", "--no-kv-offload", "-dev", "--device", "-sm", "--split-mode", "-ts", "--tensor-split",
+        "-mg", "--main-gpu", "-md", "--model-draft", "--spec-draft-model", "-mm", "--mmproj", "--lora",
+        "--lora-scaled", "--control-vector", "--control-vector-scaled", "-ub", "--ubatch-size", "-b", "--batch-size",
+        "-fa", "--flash-attn",
+    }
+)  # fmt: skip
 ONE_TOKEN = '{"prompt": "1", "n_predict": 1, "cache_prompt": false}'
 CACHE_FLAGS = ("-ctk", "--cache-type-k", "-ctv", "--cache-type-v")
 
@@ -107,6 +117,16 @@ class LlamaCppEngine:
         for name in spec.env:
             if name.startswith("LLAMA_ARG_"):
                 raise refuse(Reason.BAD_ARGUMENTS, f"{name} is a flag in disguise: use args", name=name)
+
+    def memory(self, spec: PoolSpec) -> MemoryQuestion | None:
+        """None where the pool itself says what is kept off its devices, or how it computes."""
+        if any(arg.partition("=")[0] in SIZING_FLAGS for arg in spec.args):
+            return None
+        model = spec.model
+        return MemoryQuestion(model.path, model.context_length, spec.slots, model.cache_type, EngineName.LLAMACPP)
+
+    def told_share(self, spec: PoolSpec, share: float) -> tuple[str, ...]:
+        return ()
 
     def check(self, spec: PoolSpec) -> None:
         self._models.check(spec.model.path, spec.model.digest)
@@ -167,11 +187,7 @@ class LlamaCppEngine:
 
 def _validate_model(spec: PoolSpec) -> None:
     model = spec.model
-    if not os.path.isabs(model.path) or "\0" in model.path:
-        raise refuse(Reason.INVALID_ARGUMENT, f"model.path {model.path!r} is not an absolute path", path=model.path)
-    if model.digest and not DIGEST.match(model.digest):
-        message = f"model.digest {model.digest!r} is not sha256: and 64 hex digits"
-        raise refuse(Reason.INVALID_ARGUMENT, message, length=len(model.digest))
+    validate_reference(model)
     if model.cache_type and model.cache_type not in CACHE_TYPES:
         message = f"model.cache_type {model.cache_type!r} is none of {', '.join(sorted(CACHE_TYPES))}"
         raise refuse(Reason.BAD_ARGUMENTS, message, cache_type=model.cache_type)

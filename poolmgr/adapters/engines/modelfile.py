@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import struct
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from threading import Lock
 
 from poolmgr.adapters.engines.common import refuse
 from poolmgr.errors import ClientError, EnvironmentFault, Reason
+from poolmgr.model.pool import ModelSpec
 
 # The GGUF specification (ggml/docs/gguf.md): magic, version, tensor count, metadata count, all little-endian.
 HEADER = struct.Struct("<4sIQQ")
@@ -22,10 +24,20 @@ VERSIONS = (2, 3)
 MIN_TENSOR_BYTES = 33
 MIN_METADATA_BYTES = 14
 DIGEST_PREFIX = "sha256:"
+DIGEST = re.compile(r"sha256:[0-9a-fA-F]{64}\Z")
 CACHED_DIGESTS = 64
 CHUNK_BYTES = 4 * 1024 * 1024  # some milliseconds of reading and hashing
 
 FileKey = tuple[str, int, int, int]
+
+
+def validate_reference(model: ModelSpec) -> None:
+    """Raises ClientError(INVALID_ARGUMENT) for a path or digest that is none, without looking at the host."""
+    if not os.path.isabs(model.path) or "\0" in model.path:
+        raise refuse(Reason.INVALID_ARGUMENT, f"model.path {model.path!r} is not an absolute path", path=model.path)
+    if model.digest and not DIGEST.match(model.digest):
+        message = f"model.digest {model.digest!r} is not sha256: and 64 hex digits"
+        raise refuse(Reason.INVALID_ARGUMENT, message, length=len(model.digest))
 
 
 class ModelFiles:
