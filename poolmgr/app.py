@@ -21,6 +21,8 @@ from poolmgr_ext.sockdiag import listener_inodes
 from poolmgr import __version__
 from poolmgr.adapters.device_memory import FileDeviceMemory
 from poolmgr.adapters.engines import default_kinds
+from poolmgr.adapters.modelfiles import ModelFileReader
+from poolmgr.adapters.planning.native import NativePlanner
 from poolmgr.adapters.ports import LoopbackPorts
 from poolmgr.adapters.probe import NetworkProbe, http_get_json, http_get_text
 from poolmgr.adapters.processes import ProcProcesses
@@ -36,17 +38,24 @@ from poolmgr.core.claims import Violation
 from poolmgr.core.effects import NoteName
 from poolmgr.errors import PoolmgrError
 from poolmgr.model.claim import RunningEngine
+from poolmgr.model.names import EngineName
+from poolmgr.model.placement import IdlePool
 from poolmgr.model.pool import PoolSpec
 from poolmgr.observe.logging import configure, log_device_events, log_events
-from poolmgr.ports import Clock, Workers
+from poolmgr.ports import Clock, EngineKind, Workers
 from poolmgr.runtime import declared
 from poolmgr.runtime.bus import Bus, Noted
 from poolmgr.runtime.device_engines import running_engines
 from poolmgr.runtime.device_gate import DeviceGate
 from poolmgr.runtime.devices import DeviceOutside, DeviceRegistry
 from poolmgr.runtime.engine_host import Outside
+from poolmgr.runtime.estimates import Estimates, Learning
 from poolmgr.runtime.facade import About, Controls, Facade
+from poolmgr.runtime.idle import idle_pools
 from poolmgr.runtime.leaving import Leaving
+from poolmgr.runtime.ledger import Ledger
+from poolmgr.runtime.placement import Placement, Seekers
+from poolmgr.runtime.places import DevicePlaces, Means
 from poolmgr.runtime.readings import Readings
 from poolmgr.runtime.supervisor import Settings, Supervisor
 from poolmgr.runtime.tasks import Tasks
@@ -81,9 +90,15 @@ class Threads:
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
+    """What sees the GPUs, and what decides who gets which."""
+
     registry: DeviceRegistry
     gate: DeviceGate
     readings: Readings
+    ledger: Ledger
+    estimates: Estimates
+    placement: Placement
+    places: DevicePlaces
 
 
 class Ending:
@@ -121,21 +136,21 @@ async def serve(command_line: CommandLine, loaded: LoadedConfig, announce: Calla
     runtime = ProcessRuntime(config.state.dir, workers, listener_inodes=listener_inodes)
     kinds = default_kinds(http_get_json, workers.stopping.is_set, http_get_text)
     bus = logged_bus(store.epoch)
-    gpus = _gpus(command_line.simulate, config, clock, Threads(workers, store_workers), bus, tasks)
-    outside = Outside(runtime, kinds, NetworkProbe(), LoopbackPorts(), workers, rng, gpus.gate)
+    driver = driver_of(command_line.simulate, config, clock.boot_id)
+    gpus = _gpus(driver, config, kinds, Around(clock, Threads(workers, store_workers), bus, tasks))
+    outside = Outside(runtime, kinds, NetworkProbe(), LoopbackPorts(), workers, rng, gpus.gate, gpus.places)
     settings = Settings(config.supervision.settings(), config.leases.settings())
     supervisor = Supervisor(clock, rng, store, outside, settings, bus, tasks)
     controls = Controls(partial(describe_strings, loaded), partial(_read_again, command_line, loaded), ending.ask)
     about = about_us(loaded, api.address, clock.wall())
-    facade = Facade(supervisor, outside, store, clock, about, controls, gpus.registry, gpus.readings)
-    judge_engines(gpus.registry, supervisor, facade, tasks)
+    doors = (gpus.registry, gpus.readings, gpus.placement)
+    facade = Facade(supervisor, outside, store, clock, about, controls, *doors)
+    judge_engines(gpus.registry, gpus.ledger, supervisor, facade, tasks)
     try:
         _on_signals(ending, facade, tasks)
 
         async def begin() -> None:
-            await gpus.registry.start()
-            await supervisor.recover()
-            await declared.apply_at_start(supervisor, facade.versions, config.pools)
+            await _find_again(gpus, supervisor, facade, config)
             await api.start(facade, rng)
             _settle_memory()
             ending.serving.set()
@@ -157,6 +172,15 @@ async def serve(command_line: CommandLine, loaded: LoadedConfig, announce: Calla
     return 1 if ending.failure else 0
 
 
+async def _find_again(gpus: Gpus, supervisor: Supervisor, facade: Facade, config: Config) -> None:
+    """What there is: GPUs, what was learned of them, pools and their engines, and what the file declares."""
+    gpus.placement.idle = partial(_idle, supervisor, gpus.registry)
+    await gpus.registry.start()
+    supervisor.warnings.extend(await gpus.estimates.load())
+    await supervisor.recover()
+    await declared.apply_at_start(supervisor, facade.versions, config.pools)
+
+
 def driver_of(scenario: str, config: Config, boot_id: str) -> Driver:
     """The host's driver, or the simulated one where a scenario is named. Raises ClientError(INVALID_SCENARIO)."""
     if not scenario:
@@ -167,14 +191,29 @@ def driver_of(scenario: str, config: Config, boot_id: str) -> Driver:
     return Driver(str(host.library_path()), {host.STATE_VARIABLE: str(simulated.path)}, scenario)
 
 
-def _gpus(scenario: str, config: Config, clock: Clock, threads: Threads, bus: Bus, tasks: Tasks) -> Gpus:
-    """What sees the GPUs. Nothing is asked of them before the registry starts."""
-    driver, place = driver_of(scenario, config, clock.boot_id), Place(config.state.dir)
-    telemetry = DriverTelemetry(clock, threads.work, config.telemetry.settings(), driver, place, bus.epoch)
-    processes, memory = ProcProcesses(), FileDeviceMemory(config.state.dir)
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What all parts of the daemon share."""
+
+    clock: Clock
+    threads: Threads
+    bus: Bus
+    tasks: Tasks
+
+
+def _gpus(driver: Driver, config: Config, kinds: Mapping[EngineName, EngineKind], around: Around) -> Gpus:
+    """Nothing is asked of the GPUs before the registry starts."""
+    clock, threads, bus, tasks = around.clock, around.threads, around.bus, around.tasks
+    directory = config.state.dir
+    telemetry = DriverTelemetry(clock, threads.work, config.telemetry.settings(), driver, Place(directory), bus.epoch)
+    processes, memory = ProcProcesses(), FileDeviceMemory(directory)
     registry = DeviceRegistry(DeviceOutside(telemetry, processes, memory, threads.store), clock, bus, tasks)
     gate = DeviceGate(registry, telemetry, processes, threads.work, clock)
-    return Gpus(registry, gate, Readings(registry, telemetry, clock))
+    learning = Learning(kinds, ModelFileReader(), FileDeviceMemory(directory, "learned"), threads.work)
+    ledger, estimates = Ledger(registry, telemetry, clock), Estimates(learning, clock, tasks)
+    placement = Placement(registry, telemetry, Seekers(ledger, estimates, NativePlanner(), threads.work))
+    places = DevicePlaces(Means(registry, ledger, estimates, placement, gate.shunned), bus, tasks)
+    return Gpus(registry, gate, Readings(registry, telemetry, clock), ledger, estimates, placement, places)
 
 
 def logged_bus(epoch: int) -> Bus:
@@ -184,15 +223,19 @@ def logged_bus(epoch: int) -> Bus:
     return bus
 
 
-def judge_engines(registry: DeviceRegistry, supervisor: Supervisor, facade: Facade, tasks: Tasks) -> None:
+def judge_engines(
+    registry: DeviceRegistry, ledger: Ledger, supervisor: Supervisor, facade: Facade, tasks: Tasks
+) -> None:
     """Which engines run where, and what becomes of one that is where it must not be."""
 
     def running() -> Sequence[RunningEngine]:
-        return running_engines([actor.pool for actor in supervisor.actors()], supervisor.engines.devices_of)
+        pools = [actor.pool for actor in supervisor.actors()]
+        return running_engines(pools, supervisor.engines.devices_of, ledger.of)
 
     registry.engines = running
     leaving = Leaving(supervisor, registry.to_leave)
     registry.on_change = leaving.devices_changed
+    ledger.on_freed = leaving.devices_changed
     registry.on_move_away = leaving.move_away
 
     def follow(noted: Noted) -> None:
@@ -202,6 +245,10 @@ def judge_engines(registry: DeviceRegistry, supervisor: Supervisor, facade: Faca
 
     supervisor.bus.listen(follow)
     registry.on_violation = lambda violation: tasks(_stop_violator(facade, violation), "stop violator")
+
+
+def _idle(supervisor: Supervisor, registry: DeviceRegistry) -> Sequence[IdlePool]:
+    return idle_pools([actor.pool for actor in supervisor.actors()], registry.claims(), supervisor.uses)
 
 
 async def _stop_violator(facade: Facade, violation: Violation) -> None:

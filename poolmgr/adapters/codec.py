@@ -1,4 +1,4 @@
-"""A pool's spec, and a pool's whole record, as JSON text for a database row or a file, read back strictly.
+"""A pool's spec, its whole record and an engine's plan as JSON text for a database row or a file, read back strictly.
 
 A field that is missing takes its default: texts outlive the version that wrote them. An unknown field, a wrong type or
 an unknown enum value is refused, because a spec half understood would run another engine than was asked for.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from poolmgr.model.plan import SplitPlan
 from poolmgr.model.pool import PoolRecord, PoolSpec
 
 
@@ -22,6 +23,10 @@ class _Spec(_Strict):
 
 class _Record(_Strict):
     record: PoolRecord
+
+
+class _Plan(_Strict):
+    plan: SplitPlan
 
 
 def encode(spec: PoolSpec) -> str:
@@ -40,3 +45,12 @@ def encode_record(record: PoolRecord) -> str:
 def decode_record(text: str) -> PoolRecord:
     """Raises ValueError (pydantic's ValidationError) with the path of each field that is wrong."""
     return _Record.model_validate_json(text).record
+
+
+def encode_plan(plan: SplitPlan) -> str:
+    return _Plan(plan=plan).model_dump_json()
+
+
+def decode_plan(text: str) -> SplitPlan:
+    """Raises ValueError (pydantic's ValidationError) with the path of each field that is wrong."""
+    return _Plan.model_validate_json(text).plan

@@ -1,4 +1,4 @@
-"""What is remembered of devices: one file of the state directory, written whole."""
+"""What is remembered of devices, and of what engines took of them: files of the state directory, written whole."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MAX_BYTES: Final = 1024 * 1024
 class FileDeviceMemory:
     """The port `DeviceMemory`: temp file, fsync, rename, fsync of the directory."""
 
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / NAME
+    def __init__(self, directory: Path, name: str = NAME) -> None:
+        self._path = directory / name
 
     def load(self) -> str:
         try:

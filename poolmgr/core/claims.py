@@ -41,13 +41,20 @@ class Attribution:
 
 
 def attribute(
-    seen: Seen, engines: Sequence[RunningEngine], devices: Sequence[Device], before: Sequence[Claim], now: float
+    seen: Seen,
+    engines: Sequence[RunningEngine],
+    devices: Sequence[Device],
+    before: Sequence[Claim],
+    now: float,
+    reserved: Sequence[Claim] = (),
 ) -> Attribution:
     """An engine claims what its mask has from its start on, and what it is seen on besides. What the driver shows and
     nobody has announced is a PROCESS. A device for which there is no answer keeps the processes that it had.
+    `reserved`: what is set aside for engines that do not run yet.
     """
     parents = {device.device_id: device.parent_device_id or "" for device in devices}
     found: dict[str, Claim] = {claim.claim_id: claim for claim in _announced(engines, parents)}
+    found.update((claim.claim_id, claim) for claim in reserved if claim.device_id in parents)
     violations: list[Violation] = []
     by_engine = {engine.engine_id: engine for engine in engines}
     for device_id, processes in seen.processes.items():
@@ -60,8 +67,14 @@ def attribute(
                 violations.append(Violation(pool_id, engine_id, device_id, claim.measured_bytes, claim.pids))
         strangers = (p for p in processes if _engine_of(p, seen.facts, by_engine) is None)
         found.update((c.claim_id, c) for c in (_process(p, device_id, seen.facts.get(p.pid), now) for p in strangers))
-    found.update(_kept([c for c in before if not c.engine_id or c.engine_id in by_engine], found, seen, parents))
+    found.update(_kept([c for c in before if _may_last(c, by_engine)], found, seen, parents))
     return _bounded(_with_begin(found, before), violations)
+
+
+def _may_last(claim: Claim, engines: Mapping[str, RunningEngine]) -> bool:
+    if claim.kind is ClaimKind.RESERVATION:
+        return False
+    return not claim.engine_id or claim.engine_id in engines
 
 
 def _announced(engines: Sequence[RunningEngine], parents: Mapping[str, str]) -> list[Claim]:
@@ -80,6 +93,7 @@ def _engine_claim(engine: RunningEngine, device_id: str) -> Claim:
         ClaimKind.ENGINE,
         engine.pool_id,
         engine.since,
+        reserved_bytes=engine.reserved.get(device_id),
         engine_id=engine.engine_id,
     )
 

@@ -16,7 +16,9 @@ from poolmgr.model.engine import CrashCause, ExitRecord
 from poolmgr.model.pool import PoolError, PoolState, RestartMode
 
 # What keeps an engine from starting and is the host's: no pool is charged, none parked for it.
-_OF_DEVICES = (Reason.GPU_REQUIRED, Reason.DEVICE_UNAVAILABLE)
+_OF_DEVICES = (
+    Reason.GPU_REQUIRED, Reason.DEVICE_UNAVAILABLE, Reason.INSUFFICIENT_MEMORY, Reason.TELEMETRY_STALLED
+)  # fmt: skip
 _NOT_ITS_OWN = (Reason.HOST_FAULT, *_OF_DEVICES)
 
 
@@ -125,7 +127,8 @@ def exited(turn: Turn, fact: Exited) -> None:
         uptime=turn.at.now - run.started,
         memory_bytes=run.usage.rss_bytes,
     )
-    graceful = fact.record.exit_code == 0 and state is not PoolState.STARTING
+    # A vLLM whose engine core has died ends with 0 as well: its log is what tells.
+    graceful = fact.record.exit_code == 0 and fact.diagnosis is None and state is not PoolState.STARTING
     if graceful and turn.pool.spec.restart is not RestartMode.ALWAYS:
         _ended_by_itself(turn)
     else:
@@ -173,7 +176,7 @@ def found(turn: Turn, fact: Found, home: Home) -> None:
     if diagnosis is not None and diagnosis.permanent:
         diagnosis = None  # whether it had served by then is not known; the next start will tell
     turn.set(judged=run)
-    if record.exit_code == 0 and turn.pool.spec.restart is not RestartMode.ALWAYS:
+    if record.exit_code == 0 and diagnosis is None and turn.pool.spec.restart is not RestartMode.ALWAYS:
         turn.set(then=Trigger.HALT, wanted=False)
         return
     error = PoolError(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from poolmgr.core.memo import RegisteredEngine
 from poolmgr.model.engine import Diagnosis, EngineFacts, ExitRecord, ProbeResult, Progress, Usage
 from poolmgr.model.lease import EndedLease, Lease, LeaseAsk
+from poolmgr.model.plan import SplitPlan
 from poolmgr.model.pool import PoolSpec, ReloadStrategy
 from poolmgr.model.registration import Beat
 
@@ -70,7 +71,8 @@ class ResetBreaker:
 class ChangeSpec:
     """Go to this generation: one that is new, or one that was kept. `anew`: restart though nothing differs.
 
-    `drain_deadline`: seconds for the engine that serves now; None takes its spec's.
+    `drain_deadline`: seconds for the engine that serves now; None takes its spec's. `fits`: whether its devices have
+    room for the new engine beside all that runs.
     """
 
     spec: PoolSpec
@@ -78,6 +80,7 @@ class ChangeSpec:
     strategy: ReloadStrategy = ReloadStrategy.AUTO
     drain_deadline: float | None = None
     anew: bool = False
+    fits: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,7 @@ class Spawned:
     slots: int = 0
     ticks: int = 0
     generation: int = 0
+    plan: SplitPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,7 @@ class Adopted:
     current: bool = True
     slots: int = 0
     ticks: int = 0
+    plan: SplitPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)

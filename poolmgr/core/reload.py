@@ -43,11 +43,11 @@ Step = Callable[[Pool, Event, Moment], tuple[Pool, Sequence[Effect]]]
 ROLLBACKS_ALLOWED = 2  # a generation that came back so often is blocked until it is edited (DRN-3)
 
 
-def fits_beside(spec: PoolSpec, strategy: ReloadStrategy) -> bool:
-    """Whether the new engine may run while the old one does. An engine without GPU fits; a port of its own does not."""
-    if strategy is ReloadStrategy.AUTO:
-        return spec.device_mask in ("", "none") and not spec.port
-    return strategy is ReloadStrategy.MAKE_BEFORE_BREAK
+def fits_beside(change: ChangeSpec) -> bool:
+    """Whether the new engine may run while the old one does: not on one port, nor where there is no room for both."""
+    if change.strategy is ReloadStrategy.AUTO:
+        return change.fits and not change.spec.port
+    return change.strategy is ReloadStrategy.MAKE_BEFORE_BREAK
 
 
 def blocked(pool: Pool, spec: PoolSpec) -> bool:
@@ -69,7 +69,7 @@ def begin(turn: Turn, change: ChangeSpec) -> None:
     """Towards a generation that the serving engine cannot serve."""
     pool = turn.pool
     seconds = pool.spec.drain_deadline if change.drain_deadline is None else change.drain_deadline
-    beside = fits_beside(change.spec, change.strategy)
+    beside = fits_beside(change)
     phase = ReloadPhase.STARTING if beside else ReloadPhase.DRAINING
     turn.set(reload=Reload(change.generation, change.spec, phase, seconds, turn.at.now))
     turn.note(NoteName.RELOAD_STARTED, old_generation=pool.generation, new_generation=change.generation, beside=beside)

@@ -77,7 +77,7 @@ def spawned(turn: Turn, fact: Spawned | Adopted) -> None:
         home = Home(fact.engine_id, launched, pool.spec.slots)
     run = EngineRun(
         fact.engine_id, fact.pid, fact.port, home.generation, now, now, adopted, probe=ProbeTimer(due=now),
-        ticks=fact.ticks,
+        ticks=fact.ticks, plan=fact.plan,
     )  # fmt: skip
     turn.set(
         engine=run,

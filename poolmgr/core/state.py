@@ -16,6 +16,7 @@ from poolmgr.core.progress import Evidence, Suspicion
 from poolmgr.core.restart import RestartPolicy
 from poolmgr.model.engine import EngineFacts, Usage
 from poolmgr.model.lease import Lease
+from poolmgr.model.plan import SplitPlan
 from poolmgr.model.pool import Origin, PoolError, PoolRecord, PoolSpec, PoolState
 from poolmgr.model.settings import LeaseSettings, SupervisionSettings, override
 
@@ -53,6 +54,7 @@ class EngineRun:
     ticks: int = 0
     evidence: Evidence = Evidence()
     suspicion: Suspicion | None = None
+    plan: SplitPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from poolmgr.core.state import SERVING, Pool, RegisteredRun, ReloadPhase, changed
 from poolmgr.model.engine import EngineFacts, Usage
+from poolmgr.model.plan import SplitPlan
 from poolmgr.model.pool import BreakerState, Origin, PoolError, PoolSpec, PoolState, PoolView
 from poolmgr.model.registration import EngineView
 
@@ -24,6 +25,7 @@ class ShownRun(NamedTuple):
     facts: EngineFacts = EngineFacts()
     ready_usage: Usage | None = None
     endpoint: str = ""
+    plan: SplitPlan | None = None
 
 
 _NO_RUN = ShownRun()
@@ -73,7 +75,7 @@ def fingerprint(pool: Pool) -> Fingerprint:
         seen.home.engine_id if seen.home else "", _progress(seen),
         _NO_RUN if run is None else ShownRun(
             run.engine_id, run.pid, run.port, run.started, run.main_alive, run.adopted, run.ready_at, run.facts,
-            run.ready_usage,
+            run.ready_usage, plan=run.plan,
         ),
         pool.held_until is not None,
         reload.phase.value if reload else "",
@@ -173,6 +175,7 @@ def view(of: Fingerprint, revision: int, wall_offset: float) -> PoolView:
         reload_phase=of.reload_phase,
         reload_generation=of.reload_generation,
         queue_position=of.queued,
+        split_plan=run.plan,
     )
 
 

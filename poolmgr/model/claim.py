@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -42,7 +43,8 @@ class Claim:
 class RunningEngine:
     """An engine of ours as claims see it. `device_ids`: what its mask was resolved to when it started.
 
-    None: nobody knows, so that no use is held against it. `pid`: 0 before it runs.
+    None: nobody knows, so that no use is held against it. `pid`: 0 before it runs. `reserved`: bytes set aside for
+    it, by device, until it is READY.
     """
 
     engine_id: str
@@ -50,6 +52,7 @@ class RunningEngine:
     pid: int
     device_ids: tuple[str, ...] | None
     since: float
+    reserved: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

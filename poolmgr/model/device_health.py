@@ -119,6 +119,7 @@ class DeviceNoteName(StrEnum):
     FLOWS = "telemetry_flows"
     NO_DEVICES = "devices_absent"
     NOT_STORED = "device_memory_not_stored"
+    MEMORY_MISS = "memory_miss"
 
 
 @dataclass(frozen=True, slots=True)

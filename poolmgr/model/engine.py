@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the two describe each other
+    from poolmgr.model.plan import SplitPlan
     from poolmgr.model.pool import PoolRecord
 
 
@@ -35,7 +36,7 @@ class LaunchSpec:
     `argv[0]` is an absolute path. `env` is the whole environment. `port` is the port it will listen on, 0 for none.
     `mark` stands for all of the pool's spec that the engine notices, `slots` for how many it was started with: by the
     two a later daemon tells whether it still is what its pool asks for. `record` is the pool itself, for a daemon that
-    has lost its store.
+    has lost its store. `plan` and `reserved`, bytes by device: what it was to take, where that is known.
     """
 
     engine_id: str
@@ -48,6 +49,8 @@ class LaunchSpec:
     mark: str = ""
     slots: int = 0
     record: PoolRecord | None = None
+    plan: SplitPlan | None = None
+    reserved: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

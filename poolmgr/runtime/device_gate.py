@@ -1,4 +1,4 @@
-"""Between pools and GPUs: which ones a start gets, when their memory is back, and what an end had to do with them."""
+"""Between engines and GPUs: when their memory is back, and what an end had to do with them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,15 @@ from typing import Final, Protocol
 
 from poolmgr.core import fault_domains, vram
 from poolmgr.core.fault_domains import Failure
-from poolmgr.core.masks import cuda_visible_devices
 from poolmgr.core.vram import DeviceUse, Held
-from poolmgr.errors import ClientError, EnvironmentFault, Number, Reason
+from poolmgr.errors import EnvironmentFault
 from poolmgr.model.device import DriverEvent, DriverEventKind
 from poolmgr.model.device_health import Severity, Verdict
 from poolmgr.model.engine import CrashCause, Diagnosis
-from poolmgr.model.mask import Mask, MaskKind
-from poolmgr.model.pool import PoolSpec
 from poolmgr.ports import Clock, ProcessInfo, Telemetry, Workers
 from poolmgr.runtime.devices import DeviceRegistry
 from poolmgr.runtime.waiting import pause
 
-DEVICE_VARIABLE: Final = "CUDA_VISIBLE_DEVICES"
-ORDER: Final = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-NO_MASK: Final = ("", "none")
 BUSY_PERCENT: Final = 1.0
 STALE_SECONDS: Final = 5.0
 DEVICE_LOST_SECONDS: Final = 10.0  # between an XID and an end that it explains (LIVE-3)
@@ -34,18 +28,6 @@ EVENTS_KEPT: Final = 256
 
 class Gate(Protocol):
     """Devices are named by UUID, in the order in which the engine sees them; a CPU engine has none."""
-
-    def check(self, spec: PoolSpec) -> None:
-        """Before a spec is taken. Raises ClientError(BAD_MASK, GPU_REQUIRED)."""
-        ...
-
-    def choose(self, spec: PoolSpec, engine_id: str) -> tuple[str, ...]:
-        """What an engine of this spec gets to see now (PRE-6, MASK-4).
-
-        Raises EnvironmentFault(GPU_REQUIRED, DEVICE_UNAVAILABLE): the mask was good when the spec was taken, so that it
-        is the host which has changed, and may change again.
-        """
-        ...
 
     async def starts(self, engine_id: str, devices: Sequence[str]) -> None:
         """Remembers how much of each is in use before the engine's start."""
@@ -72,17 +54,7 @@ class Gate(Protocol):
 
 
 class CpuOnly:
-    """Of a daemon that looks for no GPU: only engines that ask for none are started."""
-
-    def check(self, spec: PoolSpec) -> None:
-        if spec.device_mask not in NO_MASK:
-            message = f"device_mask {spec.device_mask!r} asks for GPUs and this host shows 0 devices"
-            numbers: dict[str, Number] = {"device_mask": spec.device_mask, "devices": 0}
-            raise ClientError(Reason.GPU_REQUIRED, message, numbers=numbers)
-
-    def choose(self, spec: PoolSpec, engine_id: str) -> tuple[str, ...]:
-        self.check(spec)
-        return ()
+    """Of a daemon that looks for no GPU."""
 
     async def starts(self, engine_id: str, devices: Sequence[str]) -> None: ...
     async def released(self, engine_id: str, devices: Sequence[str], pids: Sequence[int]) -> None: ...
@@ -95,16 +67,6 @@ class CpuOnly:
 
     def busy(self, devices: Sequence[str]) -> bool | None:
         return False if not devices else None
-
-
-def environment_of(devices: Sequence[str]) -> Mapping[str, str]:
-    """Of an engine that is to see these and no others, in this order (PROC-2)."""
-    return {**ORDER, DEVICE_VARIABLE: ",".join(devices)}
-
-
-def devices_in(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """What `environment_of` was given."""
-    return tuple(part for part in environment.get(DEVICE_VARIABLE, "").split(",") if part)
 
 
 class DeviceGate:
@@ -123,40 +85,9 @@ class DeviceGate:
         self._xids: deque[DriverEvent] = deque(maxlen=EVENTS_KEPT)
         registry.on_event = self._happened
 
-    # Which ones.
-
-    def check(self, spec: PoolSpec) -> None:
-        self._mask(spec)
-
-    def choose(self, spec: PoolSpec, engine_id: str) -> tuple[str, ...]:
-        try:
-            mask = self._mask(spec)
-        except ClientError as error:
-            reason = error.reason if error.reason is Reason.GPU_REQUIRED else Reason.DEVICE_UNAVAILABLE
-            raise EnvironmentFault(reason, error.message, numbers=error.numbers) from None
-        for device_id in mask.device_ids:
-            obstacle = self._registry.admits(device_id, engine_id)
-            if obstacle is not None:
-                numbers = {"device_id": device_id, "refusal": obstacle.reason.value}
-                raise EnvironmentFault(Reason.DEVICE_UNAVAILABLE, obstacle.message, numbers=numbers)
-        return mask.device_ids
-
-    def _mask(self, spec: PoolSpec) -> Mask:
-        if spec.device_mask in NO_MASK:
-            return Mask()
-        text, look = spec.device_mask, self._registry.discovery
-        if look.absence is not None:
-            message = f"device_mask {text!r} asks for GPUs and this host shows none: {look.message}"
-            message += f"; {look.advice}" if look.advice else ""
-            numbers: dict[str, Number] = {"device_mask": text, "devices": 0, "absence": look.absence.value}
-            raise ClientError(Reason.GPU_REQUIRED, message, numbers=numbers)
-        mask = self._registry.parse_mask(text)
-        if mask.kind is MaskKind.AUTO:
-            raise ClientError(
-                Reason.BAD_MASK, "device_mask 'auto' wants placement, which is not there yet: name devices"
-            )
-        cuda_visible_devices(mask)  # refuses what no CUDA process can have
-        return mask
+    def shunned(self, pool_id: str, generation: int) -> frozenset[str]:
+        """Where this generation has failed often enough: another device would tell whose fault that is."""
+        return fault_domains.shunned(self._failures, pool_id, generation, self._clock.now())
 
     # Their memory.
 

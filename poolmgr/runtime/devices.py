@@ -58,9 +58,10 @@ def _nobody(*_: object) -> None:
 class DeviceRegistry:
     """Used on the event loop only; it is the telemetry's listener.
 
-    `engines`: those that run now. `on_violation` hears once of each engine and device that its mask does not have
-    (MASK-3), `on_change` when a device takes work that took none before, `on_event` of each event of the driver,
-    `on_move_away` (device id, reason) of each device that work is to leave (STATE-1).
+    `engines`: those that run now. `reserved`: claims of what is set aside for those that do not run yet. `on_violation`
+    hears once of each engine and device that its mask does not have (MASK-3), `on_change` when a device takes work that
+    took none before, `on_event` of each event of the driver, `on_move_away` (device id, reason) of each device that
+    work is to leave (STATE-1).
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class DeviceRegistry:
         self._settings = settings
         self._judge = judge
         self.engines: Callable[[], Sequence[RunningEngine]] = tuple
+        self.reserved: Callable[[], Sequence[Claim]] = tuple
         self.on_violation: Callable[[Violation], object] = _nobody
         self.on_move_away: Callable[[str, str], object] = _nobody
         self.on_change: Callable[[], None] = _nobody
@@ -174,6 +176,11 @@ class DeviceRegistry:
         """By device; of every one when `device_id` is empty."""
         self.engines_changed()
         return [claim for claim in self._claims if not device_id or claim.device_id == device_id]
+
+    @property
+    def answers(self) -> bool:
+        """Whether the driver answers now: what is known of the devices is news."""
+        return self._stalled_since is None and self.discovery.absence is None
 
     def admits(self, device_id: str, engine_id: str = "") -> Inadmission | None:
         """None when the device takes new work now. `engine_id`: whose own claim is no obstacle.
@@ -314,7 +321,7 @@ class DeviceRegistry:
 
     def engines_changed(self) -> None:
         """An engine was started or has ended: what it claims changes at once, not with the next look."""
-        self._attributed(attribute(Seen(), self.engines(), self.present(), self._claims, self._clock.now()))
+        self._attributed(self._attribute(Seen()))
 
     async def _watch_claims(self) -> None:
         while not self._closed:
@@ -327,7 +334,11 @@ class DeviceRegistry:
         pids = {process.pid for held in processes.values() for process in held}
         facts = await self._outside.workers.run(self._outside.processes.look, pids) if pids else {}
         seen = Seen(processes, facts)
-        self._attributed(attribute(seen, self.engines(), self.present(), self._claims, self._clock.now()))
+        self._attributed(self._attribute(seen))
+
+    def _attribute(self, seen: Seen) -> Attribution:
+        now = self._clock.now()
+        return attribute(seen, self.engines(), self.present(), self._claims, now, self.reserved())
 
     async def _ask(self) -> Mapping[str, Sequence[DeviceProcess]]:
         """A GPU in MIG mode is not asked: it would show its instances' processes once more, as its own."""

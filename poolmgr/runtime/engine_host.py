@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
-import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from poolmgr.core.effects import AskWork, Discard, Effect, KillTree, Rest, RunProbe, Start, Terminate, Verify
 from poolmgr.core.messages import (
@@ -25,7 +22,6 @@ from poolmgr.core.messages import (
     StartRefused,
 )
 from poolmgr.core.permits import Ask, Place
-from poolmgr.core.starting import engine_arguments
 from poolmgr.core.state import EngineRun, owner, spec_of, version
 from poolmgr.errors import ClientError, EnvironmentFault, InternalError, PoolmgrError, Reason
 from poolmgr.model.engine import ExitRecord, LaunchSpec, ProcessIdentity, RecoveredEngine
@@ -36,10 +32,22 @@ from poolmgr.model.pool import (
     PoolState,
 )
 from poolmgr.ports import Clock, EngineKind, Ports, Probe, Rng, Runtime, Workers
-from poolmgr.runtime.device_gate import DEVICE_VARIABLE, CpuOnly, Gate, devices_in, environment_of
+from poolmgr.runtime.device_gate import CpuOnly, Gate
 from poolmgr.runtime.engine_link import EngineLink, Gpus, Wake, answer, told
 from poolmgr.runtime.keyed import KeyedLocks
+from poolmgr.runtime.marks import mark_of, still_serves
 from poolmgr.runtime.permits import StartPermits
+from poolmgr.runtime.places import (
+    DEVICE_VARIABLE,
+    CpuPlaces,
+    Placed,
+    Places,
+    Seeker,
+    devices_in,
+    environment_of,
+    rendered,
+    same_place,
+)
 from poolmgr.runtime.pool_actor import PoolActor
 from poolmgr.runtime.questions import Questions
 from poolmgr.runtime.tasks import Tasks
@@ -65,31 +73,7 @@ class Outside:
     workers: Workers
     rng: Rng
     gate: Gate = CpuOnly()
-
-
-def mark_of(spec: PoolSpec) -> str:
-    """Equal for two specs that an engine cannot tell apart: a digest, for an environment may hold what is not shown.
-
-    Only what differs from the defaults counts, so that a field of a later version changes nothing of today's marks.
-    """
-    noticed = _differing(asdict(engine_arguments(spec)), asdict(PoolSpec(engine=spec.engine)))
-    noticed["engine"] = spec.engine
-    return hashlib.sha256(json.dumps(noticed, sort_keys=True).encode()).hexdigest()
-
-
-def _differing(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _differing(value, defaults.get(key) or {}) if isinstance(value, dict) else value
-        for key, value in values.items()
-        if value != defaults.get(key)
-    }
-
-
-def _still_serves(before: LaunchSpec, now: LaunchSpec) -> bool:
-    """Whether what was launched is what would be launched now. A record of an early version has no mark."""
-    if not before.mark:
-        return before.generation == now.generation
-    return before.mark == now.mark and now.slots <= before.slots
+    places: Places = CpuPlaces()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +169,7 @@ class EngineHost:
         async with self._order.hold(engine_id):
             self._forget_leftover(pool_id, engine_id)
             self._release_port(engine_id)
+            self._outside.places.give_back(engine_id)
             if undo == self._outside.runtime.remove:
                 self._chosen.pop(engine_id, None)
             try:
@@ -248,9 +233,13 @@ class EngineHost:
             self._release_port(engine.engine_id)
             raise
         before, who = engine.launch, engine.identity
-        current = before is not None and _still_serves(before, now)
+        current = before is not None and still_serves(before, now)
         slots = before.slots if before else 0
-        adopted = Adopted(engine.engine_id, who.pid, engine.port, current or beside is not None, slots, who.start_ticks)
+        if now.reserved:
+            self._outside.places.resume(engine.engine_id, actor.pool.pool_id, now.reserved)
+        adopted = Adopted(
+            engine.engine_id, who.pid, engine.port, current or beside is not None, slots, who.start_ticks, now.plan
+        )
         link.begin(adopted if beside is None else AdoptedBeside(adopted, spec, generation, beside.retiring))
 
     def _launch_of(self, actor: PoolActor, engine: RecoveredEngine, spec: PoolSpec, generation: int) -> LaunchSpec:
@@ -265,6 +254,8 @@ class EngineHost:
         return LaunchSpec(
             engine.engine_id, actor.pool.pool_id, generation, argv, env, engine.port,
             mark=mark_of(spec), slots=spec.slots, record=record_of(actor, spec, generation),
+            plan=engine.launch.plan if engine.launch else None,
+            reserved=engine.launch.reserved if engine.launch else {},
         )  # fmt: skip
 
     def told(self, actor: PoolActor, engine_id: str, record: ExitRecord) -> Exited:
@@ -281,16 +272,25 @@ class EngineHost:
 
     async def _start(self, actor: PoolActor, effect: Start, engine_id: str, spec: PoolSpec) -> None:
         """Holds the start's permit until it has succeeded or failed (PRE-7)."""
-        generation = effect.generation
-        far = self._clock.now() + PERMIT_SECONDS
+        generation, pool_id = effect.generation, actor.pool.pool_id
+        seeker = Seeker(spec, engine_id, pool_id, generation, self._chosen.get(engine_id, ()))
         try:
-            devices = self._choose(spec, engine_id)
+            placed = await self._outside.places.find(seeker)
+            while not await self._start_at(actor, effect, seeker, placed):
+                placed = await self._outside.places.find(seeker)
         except PoolmgrError as error:
             permanent = isinstance(error, ClientError)
-            self._refused(actor, effect, engine_id, StartRefused(error.reason, error.message, permanent, generation))
-            return
+            refused = StartRefused(error.reason, error.message, permanent, generation)
+            self._refused(actor, effect, engine_id, refused)
+
+    async def _start_at(self, actor: PoolActor, effect: Start, seeker: Seeker, placed: Placed) -> bool:
+        """False where the place is gone once it is this start's turn: whoever sized itself before took more than was
+        said, or a stranger came. Raises PoolmgrError where there is no other.
+        """
+        engine_id, generation = seeker.engine_id, effect.generation
+        far = self._clock.now() + PERMIT_SECONDS
         self._starts += 1
-        ask = Ask(f"{engine_id} {self._starts}", actor.pool.pool_id, devices, first=not effect.proven)
+        ask = Ask(f"{engine_id} {self._starts}", seeker.pool_id, placed.devices, first=not effect.proven)
 
         def told(place: Place) -> None:
             actor.tell(Queued(generation, place.position, place.reason))
@@ -300,37 +300,31 @@ class EngineHost:
 
         async with self._permits.hold(ask, told, withdrawn) as granted:
             if not granted:
-                self._refused(
-                    actor, effect, engine_id, StartRefused("", "asked to end while it waited", False, generation)
-                )
-                return
-            identity = await self._start_now(actor, effect, engine_id, spec)
+                refused = StartRefused("", "asked to end while it waited", False, generation)
+                self._refused(actor, effect, engine_id, refused)
+                return True
+            again = await self._outside.places.find(replace(seeker, before=placed.devices))
+            if again.devices != placed.devices:
+                return False
+            identity = await self._start_now(actor, effect, seeker, again)
             if identity is not None:
                 # One that failed is over once nothing of it is left: till then it holds what others would size by.
                 await actor.until(lambda pool: _over(owner(pool, engine_id).engine, identity), far)
-
-    def _choose(self, spec: PoolSpec, engine_id: str) -> tuple[str, ...]:
-        """The devices that its first start was given, by UUID: what an index means changes when a card goes (DEV-2).
-
-        Raises as `Gate.choose`.
-        """
-        chosen = self._chosen.get(engine_id)
-        return self._outside.gate.choose(replace(spec, device_mask=",".join(chosen)) if chosen else spec, engine_id)
+        return True
 
     async def _start_now(
-        self, actor: PoolActor, effect: Start, engine_id: str, spec: PoolSpec
+        self, actor: PoolActor, effect: Start, seeker: Seeker, placed: Placed
     ) -> ProcessIdentity | None:
         """Who runs now; None where nobody does, and the pool has been told why."""
-        generation = effect.generation
+        generation, engine_id, devices = effect.generation, seeker.engine_id, placed.devices
         async with self._order.hold(engine_id):
             try:
                 if effect.probe_host:
                     await self._outside.runtime.probe_host()
-                launch = await self._launch(actor, effect, engine_id, spec)
-                devices = devices_in(launch.env)
+                launch = await self._launch(actor, effect, seeker, placed)
                 if devices:
                     await self._outside.gate.starts(engine_id, devices)
-                link = self._link(actor, engine_id, spec, devices)
+                link = self._link(actor, engine_id, seeker.spec, devices)
                 identity = await self._outside.runtime.start(launch, link)
             except ClientError as error:
                 refused = StartRefused(error.reason, error.message, True, generation)
@@ -339,9 +333,10 @@ class EngineHost:
                 refused = StartRefused(error.reason, error.message, permanent, generation)
             else:
                 self._forget_leftover(actor.pool.pool_id, engine_id)
-                link.begin(
-                    Spawned(engine_id, identity.pid, launch.port, launch.slots, identity.start_ticks, generation)
+                spawned = Spawned(
+                    engine_id, identity.pid, launch.port, launch.slots, identity.start_ticks, generation, launch.plan
                 )
+                link.begin(spawned)
                 return identity
             self._release_port(engine_id)
         self._refused(actor, effect, engine_id, refused)
@@ -349,7 +344,9 @@ class EngineHost:
 
     def _link(self, actor: PoolActor, engine_id: str, spec: PoolSpec, devices: tuple[str, ...]) -> EngineLink:
         out = self._outside
-        return EngineLink(actor, engine_id, out.kinds[spec.engine], out.runtime, Gpus(out.gate, self._spawn, devices))
+        return EngineLink(
+            actor, engine_id, out.kinds[spec.engine], out.runtime, Gpus(out.gate, out.places, self._spawn, devices)
+        )
 
     def _gpu_busy(self, engine_id: str) -> bool | None:
         devices = self.devices_of(engine_id)
@@ -361,14 +358,16 @@ class EngineHost:
         return devices_in(launch.env) if launch and DEVICE_VARIABLE in launch.env else None
 
     def _refused(self, actor: PoolActor, effect: Start, engine_id: str, fact: StartRefused) -> None:
+        self._outside.places.give_back(engine_id)
         if not effect.engine_id:
             self._leave(actor, engine_id, self._outside.runtime.remove)
         actor.tell(fact)
 
-    async def _launch(self, actor: PoolActor, effect: Start, engine_id: str, spec: PoolSpec) -> LaunchSpec:
+    async def _launch(self, actor: PoolActor, effect: Start, seeker: Seeker, placed: Placed) -> LaunchSpec:
         """What to start: what was started last in this place, if that has been READY; else anew through the gates."""
-        last, devices = self._launches.get(engine_id), self._choose(spec, engine_id)
-        same = last is not None and last.argv != NO_COMMAND_LINE and devices_in(last.env) == devices
+        engine_id, spec = seeker.engine_id, seeker.spec
+        last = self._launches.get(engine_id)
+        same = last is not None and last.argv != NO_COMMAND_LINE and same_place(last, placed)
         if last is not None and same and effect.proven and not effect.fresh_port:
             return last
         await self.check(spec)
@@ -377,13 +376,16 @@ class EngineHost:
             last = None
         port = last.port if last else self._outside.ports.reserve(spec.port)
         argv, env = self.command_line(spec, port)
-        env = {**env, **environment_of(devices)}
+        args, more = rendered(spec, placed)
+        if placed.share:
+            args += self._outside.kinds[spec.engine].told_share(spec, placed.share)
         launch = LaunchSpec(
-            engine_id, actor.pool.pool_id, effect.generation, argv, env, port,
-            mark=mark_of(spec), slots=spec.slots, record=record_of(actor, spec, effect.generation),
+            engine_id, actor.pool.pool_id, effect.generation, (*argv, *args), {**env, **more}, port,
+            mark=mark_of(spec), slots=spec.slots, record=record_of(actor, spec, effect.generation), plan=placed.plan,
+            reserved=placed.reserved,
         )  # fmt: skip
         self._launches[engine_id] = launch
-        self._chosen[engine_id] = devices
+        self._chosen[engine_id] = placed.devices
         return launch
 
     def _release_port(self, engine_id: str) -> None:

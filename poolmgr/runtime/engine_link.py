@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from poolmgr.core.messages import Adopted, AdoptedBeside, Event, Exited, Explained, Spawned, TreeEmpty
 from poolmgr.model.engine import Diagnosis, ExitRecord
 from poolmgr.model.pool import LOG_TAIL_CHARACTERS, LOG_TAIL_LINES
 from poolmgr.ports import EngineKind, Runtime
 from poolmgr.runtime.device_gate import Gate
+from poolmgr.runtime.places import Places
 from poolmgr.runtime.pool_actor import PoolActor
 from poolmgr.runtime.tasks import Tasks
+
+DIAGNOSED_LINES: Final = 400  # vLLM tells a failure's cause some 200 lines before its last
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,7 @@ class Gpus:
     """Those that one engine sees, none for a CPU engine, and who knows them."""
 
     gate: Gate
+    places: Places
     spawn: Tasks
     devices: tuple[str, ...] = ()
 
@@ -57,6 +62,7 @@ class EngineLink:
         self._tell(replace(ended, diagnosis=self._lost) if self._lost is not None else ended)
 
     def tree_empty(self) -> None:
+        self._gpus.places.give_back(self._engine_id)
         if self._gpus.devices:
             self._gpus.spawn(self._released(), "memory of GPUs")
         else:
@@ -79,8 +85,8 @@ class EngineLink:
 
 def told(engine_id: str, record: ExitRecord, kind: EngineKind, runtime: Runtime) -> Exited:
     """The end of an engine with what its log says of it."""
-    tail = runtime.log_tail(engine_id, LOG_TAIL_LINES)
-    return Exited(engine_id, record, shortened(tail), kind.diagnose(record, tail))
+    tail = runtime.log_tail(engine_id, DIAGNOSED_LINES)
+    return Exited(engine_id, record, shortened(tail[-LOG_TAIL_LINES:]), kind.diagnose(record, tail))
 
 
 def shortened(lines: Sequence[str]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from poolmgr.runtime.bus import Bus, Change, DeviceChange, PublishedPool, Resync
 from poolmgr.runtime.devices import DeviceRegistry
 from poolmgr.runtime.engine_host import Outside
 from poolmgr.runtime.generations import Generations, Way
+from poolmgr.runtime.placement import Placement
 from poolmgr.runtime.pool_actor import PoolActor
 from poolmgr.runtime.readings import Readings
 from poolmgr.runtime.registrations import Registrations
@@ -80,6 +81,7 @@ class Facade:
         controls: Controls,
         devices: DeviceRegistry | None = None,
         readings: Readings | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self._supervisor = supervisor
         self.versions = Generations(supervisor, store, clock)
@@ -92,6 +94,7 @@ class Facade:
         self._controls = controls
         self._devices = devices
         self._readings = readings
+        self._placement = placement
 
     @property
     def devices(self) -> DeviceRegistry:
@@ -106,6 +109,13 @@ class Facade:
         if self._readings is None:
             raise EnvironmentFault(Reason.NO_TELEMETRY, "this daemon was started without telemetry")
         return self._readings
+
+    @property
+    def placement(self) -> Placement:
+        """Raises EnvironmentFault(NO_TELEMETRY) where the daemon has none."""
+        if self._placement is None:
+            raise EnvironmentFault(Reason.NO_TELEMETRY, "this daemon was started without telemetry")
+        return self._placement
 
     @property
     def bus(self) -> Bus:

@@ -59,7 +59,9 @@ class Generations:
             await self._supervisor.check(spec)
             generation = actor.pool.newest + 1
             record = PoolRecord(pool_id, spec, generation, pool.origin, pool.create_time)
-            await self._go(actor, ChangeSpec(spec, generation, way.strategy, way.drain_deadline, anew), record)
+            fits = await self._supervisor.fits(spec)
+            there = ChangeSpec(spec, generation, way.strategy, way.drain_deadline, anew, fits)
+            await self._go(actor, there, record)
         return actor
 
     async def _to_kept(self, pool_id: str, generation: int, way: Way) -> PoolActor:
@@ -74,7 +76,8 @@ class Generations:
                 raise _not_kept(pool_id, wanted, sorted(kept))
             spec = kept[wanted].spec
             await self._supervisor.check(spec)
-            await self._go(actor, ChangeSpec(spec, wanted, way.strategy, way.drain_deadline), None)
+            fits = await self._supervisor.fits(spec)
+            await self._go(actor, ChangeSpec(spec, wanted, way.strategy, way.drain_deadline, fits=fits), None)
         return actor
 
     async def _go(self, actor: PoolActor, change: ChangeSpec, record: PoolRecord | None) -> None:

@@ -15,6 +15,7 @@ from poolmgr.errors import EnvironmentFault
 from poolmgr.model.lease import Lease
 from poolmgr.ports import Store
 from poolmgr.runtime.host_counters import HostCounters
+from poolmgr.runtime.idle import Uses
 
 Tell = Callable[[], None]
 
@@ -34,9 +35,10 @@ class Granter(Protocol):
 class Recording:
     """Used on the event loop only; a batch is left without an await."""
 
-    def __init__(self, store: Store, counters: HostCounters) -> None:
+    def __init__(self, store: Store, counters: HostCounters, uses: Uses) -> None:
         self._store = store
         self._counters = counters
+        self._uses = uses
         self._batch: list[tuple[Lease, Granter]] | None = None
         self._waiting: list[Tell] = []
 
@@ -44,6 +46,7 @@ class Recording:
         """A grant that cannot be recorded is taken back: now, or at the end of the batch."""
         for lease in effect.granted:
             self._counters.fence_used(lease.fencing_token)
+            self._uses.count(pool_id)
         try:
             if effect.granted:
                 self._counters.check_fences()

@@ -22,6 +22,7 @@ from poolmgr.ports import Clock, Rng, Store
 from poolmgr.runtime.bus import Bus
 from poolmgr.runtime.engine_host import EngineHost, Outside
 from poolmgr.runtime.host_counters import HostCounters
+from poolmgr.runtime.idle import Uses
 from poolmgr.runtime.keyed import KeyedLocks
 from poolmgr.runtime.pool_actor import PoolActor, Surroundings
 from poolmgr.runtime.recording import Recording
@@ -57,7 +58,8 @@ class Supervisor:
         self.engines = EngineHost(outside, clock, spawn, self.warnings, settings.supervision.parallel_starts)
         self._registered = RegisteredHost(outside, spawn)
         self.counters = HostCounters(range(0), settings.supervision, self._reserve_fences)
-        self.recording = Recording(store, self.counters)
+        self.uses = Uses(clock)
+        self.recording = Recording(store, self.counters, self.uses)
         self._around = Surroundings(
             clock, rng, bus, self.counters, self.recording, store, spawn, self.warnings, self._perform,
             self._forget, self._died, self._failed,
@@ -98,8 +100,12 @@ class Supervisor:
     async def check(self, spec: PoolSpec) -> None:
         """Raises ClientError for a spec that this host cannot run."""
         self.validate(spec)
-        self._outside.gate.check(spec)
+        await self._outside.places.check(spec)
         await self.engines.check(spec)
+
+    async def fits(self, spec: PoolSpec) -> bool:
+        """Whether there is room for one more engine of this spec, beside all that runs."""
+        return await self._outside.places.fits(spec)
 
     def validate(self, spec: PoolSpec) -> None:
         """Raises ClientError for a spec that no host could run."""
@@ -126,7 +132,7 @@ class Supervisor:
             try:
                 self.validate(spec)
                 if gates:
-                    self._outside.gate.check(spec)
+                    await self._outside.places.check(spec)
                     await self.engines.check(spec)
                 record = PoolRecord(pool_id, spec, 1, origin, self._clock.wall())
                 memo = Memo(1, 1, wanted=spec.preload, good=(1,))
@@ -237,6 +243,7 @@ class Supervisor:
                 self._resolve_forgotten(pool_id, error)
                 return
             del self._actors[pool_id]
+            self.uses.forget(pool_id)
             actor.close()
             self.bus.publish_deletion(pool_id)
         self._resolve_forgotten(pool_id, None)

@@ -88,7 +88,8 @@ class Script:
                 return 500, error(500, "scripted failure")
             with self.lock:
                 self.completions += 1
-            return 200, {"object": "text_completion", "choices": [{"text": request.get("prompt", ""), "index": 0}]}
+            text = request.get("prompt", "")
+            return 200, {"object": "text_completion", "content": text, "choices": [{"text": text, "index": 0}]}
         finally:
             with self.lock:
                 self.processing -= 1
@@ -246,9 +247,9 @@ def load(script: Script) -> None:
     What it is to hold of GPUs it holds from the beginning, on all that it is shown.
     """
     options = script.options
-    for uuid in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if options.gpu_memory else ():
-        if uuid:
-            script.hold(uuid, options.gpu_memory)
+    visible = [uuid for uuid in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if uuid]
+    for number, uuid in enumerate(visible if any(options.gpu_memory) else ()):
+        script.hold(uuid, options.gpu_memory[min(number, len(options.gpu_memory) - 1)])
     for percent in range(10, 101, 10):
         due = None if options.never_ready and percent == 100 else options.load_seconds / 10
         await_ending(script, due)
@@ -313,6 +314,10 @@ def crash_stage(text: str) -> str:
     return text if text in STAGES else str(float(text))
 
 
+def sizes_of(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripted-engine", allow_abbrev=False)
     parser.add_argument("--port", type=int, default=0, help="0 listens nowhere")
@@ -341,7 +346,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--ignore-bind-failure", action="store_true", help="runs on when a stranger has the port")
     parser.add_argument("--gpu-library", default="", help="of the simulated driver, for what follows")
     parser.add_argument("--gpu-state", default="", help="the simulated driver's state file")
-    parser.add_argument("--gpu-memory", type=int, default=0, metavar="BYTES", help="held of each device of the mask")
+    sizes = "held of each device of the mask in its order; the last of all that follow"
+    parser.add_argument("--gpu-memory", type=sizes_of, default=[0], metavar="BYTES,…", help=sizes)
     return parser.parse_args(argv)
 
 

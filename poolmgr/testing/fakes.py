@@ -25,6 +25,7 @@ from poolmgr.model.engine import (
     RecoveryState,
     Usage,
 )
+from poolmgr.model.memory import MemoryQuestion
 from poolmgr.model.pool import EngineName, PoolSpec
 from poolmgr.ports import EngineListener
 
@@ -151,6 +152,15 @@ class ScriptedKind:
 
     def validate(self, spec: PoolSpec) -> None:
         pass
+
+    def memory(self, spec: PoolSpec) -> MemoryQuestion | None:
+        """Of a pool that names a model."""
+        if not spec.model.path:
+            return None
+        return MemoryQuestion(spec.model.path, spec.model.context_length, spec.slots, engine=self.name)
+
+    def told_share(self, spec: PoolSpec, share: float) -> tuple[str, ...]:
+        return ()
 
     def check(self, spec: PoolSpec) -> None:
         self.checked += 1

@@ -244,11 +244,13 @@ class Driver:
 
     # A reload, as far as it is asked for.
 
-    def change(self, strategy: ReloadStrategy = ReloadStrategy.MAKE_BEFORE_BREAK, **spec: Any) -> list[Any]:
-        """Asks for another engine."""
+    def change(
+        self, strategy: ReloadStrategy = ReloadStrategy.MAKE_BEFORE_BREAK, *, fits: bool = True, **spec: Any
+    ) -> list[Any]:
+        """Asks for another engine. `fits`: whether its devices have room for both."""
         pool = self.pool
         new = replace(pool.spec, **(spec or {"args": (f"--{pool.newest + 1}",)}))
-        return self.do(ChangeSpec(new, pool.newest + 1, strategy))
+        return self.do(ChangeSpec(new, pool.newest + 1, strategy, fits=fits))
 
     def start_next(self) -> list[Any]:
         assert self.pool.beside is not None

@@ -72,6 +72,7 @@ def test_a_share_that_is_more_than_ten_percent_off_is_an_event(measured, told):
     _, misses = after({"a": 100, "b": 500}, {"a": measured, "b": 500})
     assert misses == ((MemoryMiss("a", 100, measured),) if told else ())
     assert missed(100, measured) is told
+    assert missed(1000, 1101) and not missed(1000, 1100)
 
 
 def test_use_where_none_was_predicted_is_a_miss():

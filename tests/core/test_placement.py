@@ -47,7 +47,7 @@ def test_a_place_has_its_bytes_and_a_fate_for_every_candidate_told_in_words():
     assert [fate_of(plan, n) for n in range(3)] == ["DOES_NOT_FIT", "CHOSEN", "QUARANTINED"]
     assert len(plan.fates) == 3
     assert all(any(one.device_id in line and one.message in line for line in plan.explanation) for one in plan.fates)
-    assert plan.explanation[0] == f"on {GPU[1]}"
+    assert plan.explanation[:2] == (f"on {GPU[1]}", "chosen: the best single device")
 
 
 @pytest.mark.behaviour("PLACE-1")

@@ -93,10 +93,10 @@ def end_next(driver: Driver) -> None:
     ("spec", "strategy", "beside"),
     [
         ({}, ReloadStrategy.AUTO, True),
-        ({"device_mask": "none"}, ReloadStrategy.AUTO, True),
-        ({"device_mask": "0"}, ReloadStrategy.AUTO, False),
+        ({"device_mask": "0", "fits": True}, ReloadStrategy.AUTO, True),
+        ({"device_mask": "0", "fits": False}, ReloadStrategy.AUTO, False),
         ({"port": 8123}, ReloadStrategy.AUTO, False),
-        ({"device_mask": "0"}, MAKE, True),
+        ({"device_mask": "0", "fits": False}, MAKE, True),
         ({}, BREAK, False),
     ],
 )

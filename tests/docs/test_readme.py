@@ -5,7 +5,8 @@ How its blocks are read:
 - A `console` block holds commands after `$ ` and below each what it prints. `poolmgr serve` goes on running, as in a
   terminal of its own, once it has printed what it should; every other command has to end, with 0 unless an error is
   printed. Commands run in one home directory, through a shell, as a reader's do.
-- A `python` or `toml` block whose first line is `# NAME` is saved as NAME.
+- A `python` or `toml` block whose first line is `# NAME` is saved as NAME; a `json` block, which can have no such line,
+  as the name in backquotes that ends the line before it.
 - Any other block (`sh`, `text`) is not run.
 
 Printed lines have to come in this order. A line `...` stands for any number of lines, `...` in a line for any text,
@@ -44,7 +45,14 @@ class Block:
 
 
 def blocks(markdown: str) -> list[Block]:
-    return [Block(language, text) for language, text in BLOCK.findall(markdown)]
+    return [Block(of[1], _named(markdown[: of.start()], of[2]) if of[1] == "json" else of[2])
+            for of in BLOCK.finditer(markdown)]  # fmt: skip
+
+
+def _named(before: str, text: str) -> str:
+    name = re.search(r"`([\w.]+)`:\s*\Z", before)
+    assert name, "a json block without a name before it"
+    return f"# {name[1]}\n{text}"
 
 
 @dataclass
@@ -123,6 +131,7 @@ class Reader:
 
     def read(self, block: Block) -> None:
         do: dict[str, Callable[[str], None]] = {"console": self.run, "python": self.save, "toml": self.save}
+        do["json"] = self.save_bare
         if block.language in do:
             do[block.language](block.text)
 
@@ -130,6 +139,11 @@ class Reader:
         name = re.match(r"# ([\w.-]+)\n", text)
         assert name, f"the first line of a block says its name: {text}"
         (self.home / name[1]).write_text(text)
+
+    def save_bare(self, text: str) -> None:
+        """Without the line that names it."""
+        line, _, rest = text.partition("\n")
+        (self.home / line.removeprefix("# ")).write_text(rest)
 
     def run(self, console: str) -> None:
         for command, printed in commands(console):

@@ -127,7 +127,6 @@ def test_two_gpus_of_one_name_are_two_devices(daemon: GpuDaemon, client: Client,
         ("2,2.0", "MIG mode|slice|instance"),
         ("2.0,2.1", "one MIG instance"),
         ("0,2.0", "MIG instance"),
-        ("auto", "placement"),
         ("banana", "banana"),
     ],
 )

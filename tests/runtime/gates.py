@@ -10,10 +10,11 @@ from poolmgr.errors import EnvironmentFault
 from poolmgr.model.engine import Diagnosis
 from poolmgr.model.pool import PoolSpec
 from poolmgr.runtime.device_gate import CpuOnly
+from poolmgr.runtime.places import CpuPlaces, Placed, Seeker
 
 
 @dataclass
-class AnyGpu(CpuOnly):
+class AnyGpu(CpuOnly, CpuPlaces):
     """`fault` keeps every start with GPUs from them; `held` keeps their memory from coming back; `said` is told of
     each end, `used` of each engine's GPU."""
 
@@ -22,17 +23,27 @@ class AnyGpu(CpuOnly):
     said: Diagnosis | None = None
     held: asyncio.Event | None = None
     blamed: str = ""
+    room: bool = False
+    sought: list[Seeker] = field(default_factory=list)
+    given_back: list[str] = field(default_factory=list)
     failures: list[tuple[tuple[str, ...], str, int, str]] = field(default_factory=list)
     ended: list[tuple[str, tuple[str, ...], tuple[int, ...]]] = field(default_factory=list)
 
-    def check(self, spec: PoolSpec) -> None: ...
+    async def check(self, spec: PoolSpec) -> None: ...
 
-    def choose(self, spec: PoolSpec, engine_id: str) -> tuple[str, ...]:
-        if spec.device_mask in ("", "none"):
-            return ()
+    async def find(self, seeker: Seeker) -> Placed:
+        if seeker.spec.device_mask in ("", "none"):
+            return Placed()
         if self.fault is not None:
             raise self.fault
-        return tuple(f"GPU-{part}" for part in spec.device_mask.split(","))
+        self.sought.append(seeker)
+        return Placed(seeker.before or tuple(f"GPU-{part}" for part in seeker.spec.device_mask.split(",")))
+
+    async def fits(self, spec: PoolSpec) -> bool:
+        return self.room or spec.device_mask in ("", "none")
+
+    def give_back(self, engine_id: str) -> None:
+        self.given_back.append(engine_id)
 
     async def released(self, engine_id: str, devices: Sequence[str], pids: Sequence[int]) -> None:
         self.ended.append((engine_id, tuple(devices), tuple(pids)))

@@ -8,12 +8,11 @@ from dataclasses import replace
 import pytest
 
 from poolmgr.core.fault_domains import CUDA_FAILURES
-from poolmgr.errors import ClientError, EnvironmentFault, Reason
 from poolmgr.model.claim import ProcessFacts
-from poolmgr.model.device import Absence, DeviceState
+from poolmgr.model.device import DeviceState
 from poolmgr.model.pool import EngineName, PoolSpec
 from poolmgr.runtime.device_gate import RELEASE_SECONDS, DeviceGate
-from poolmgr.testing.devices import GIB, a_gpu, an_instance
+from poolmgr.testing.devices import GIB, a_gpu
 from poolmgr.testing.fakes import InlineWorkers, settled
 from tests.runtime.test_device_registry import Desk
 
@@ -31,83 +30,6 @@ def gate_of(desk: Desk) -> DeviceGate:
 
 def four() -> Desk:
     return Desk(a_gpu(0), a_gpu(1), a_gpu(2), a_gpu(3))
-
-
-# Which ones.
-
-
-@pytest.mark.behaviour("PROC-2", "PRE-6")
-async def test_a_mask_becomes_uuids_in_its_order_and_none_asks_for_nothing():
-    async with four() as desk:
-        gate = gate_of(desk)
-        assert gate.choose(on("1,0"), "e") == (B, A)
-        assert gate.choose(on("none"), "e") == gate.choose(SPEC, "e") == ()
-
-
-@pytest.mark.behaviour("MASK-1", "PRE-6")
-async def test_a_mask_that_names_nothing_is_refused_with_what_exists_when_the_spec_is_taken():
-    async with four() as desk:
-        with pytest.raises(ClientError) as refused:
-            gate_of(desk).check(on("7"))
-        assert refused.value.reason is Reason.BAD_MASK
-        assert A[:12] in refused.value.message
-
-
-@pytest.mark.behaviour("MASK-2")
-async def test_two_mig_instances_for_one_process_are_refused_when_the_spec_is_taken():
-    gpu = replace(a_gpu(0), mig_mode=True)
-    async with Desk(gpu, an_instance(gpu, 0), an_instance(gpu, 1)) as desk:
-        with pytest.raises(ClientError) as refused:
-            gate_of(desk).check(on("0.0,0.1"))
-        assert refused.value.reason is Reason.BAD_MASK
-
-
-@pytest.mark.behaviour("MASK-1")
-async def test_auto_is_refused_until_there_is_placement():
-    async with four() as desk:
-        with pytest.raises(ClientError, match="placement"):
-            gate_of(desk).check(on("auto"))
-
-
-@pytest.mark.behaviour("PRE-6", "DEV-4")
-@pytest.mark.parametrize("absence", [a for a in Absence if a is not Absence.NOT_LOOKED])
-async def test_every_reason_for_which_there_are_no_gpus_is_told_apart_with_what_to_do(absence):
-    async with Desk() as desk:
-        desk.telemetry.show(absence=absence, message=f"because of {absence}", advice="do this")
-        gate = gate_of(desk)
-        with pytest.raises(ClientError) as refused:
-            gate.check(on("0"))
-        assert refused.value.numbers == {"device_mask": "0", "devices": 0, "absence": absence.value}
-        assert f"because of {absence}; do this" in refused.value.message
-        with pytest.raises(EnvironmentFault) as later:
-            gate.choose(on("0"), "e")
-        assert later.value.reason is Reason.GPU_REQUIRED
-        gate.check(SPEC)
-
-
-@pytest.mark.behaviour("MASK-4", "DEV-2")
-async def test_a_device_that_has_gone_keeps_a_start_waiting_and_not_its_spec_from_being_right():
-    async with four() as desk:
-        gate = gate_of(desk)
-        desk.telemetry.show(a_gpu(0), a_gpu(2), a_gpu(3))
-        with pytest.raises(EnvironmentFault) as missing:
-            gate.choose(on(B), "e")
-        assert missing.value.reason is Reason.DEVICE_UNAVAILABLE
-        desk.telemetry.show(a_gpu(0), a_gpu(1), a_gpu(2), a_gpu(3))
-        assert gate.choose(on(A), "e") == (A,)
-
-
-@pytest.mark.behaviour("STATE-1")
-async def test_a_device_that_takes_no_work_says_why():
-    async with four() as desk:
-        gate = gate_of(desk)
-        await desk.registry.cordon("0", "maintenance")
-        desk.xid(B)
-        for mask, refusal in (("0", "CORDONED"), ("1", "QUARANTINED")):
-            with pytest.raises(EnvironmentFault) as refused:
-                gate.choose(on(mask), "e")
-            assert refused.value.reason is Reason.DEVICE_UNAVAILABLE
-            assert refused.value.numbers["refusal"] == refusal
 
 
 # Their memory.

@@ -11,8 +11,9 @@ from poolmgr.errors import ClientError, EnvironmentFault, Reason
 from poolmgr.model.engine import Diagnosis, ExitRecord
 from poolmgr.model.lease import Refusal, RefusalReason
 from poolmgr.model.pool import EngineName, PoolSpec, PoolState, ReloadStrategy
-from poolmgr.testing.fakes import settled
 from poolmgr.runtime.leaving import Leaving
+from poolmgr.runtime.places import Placed, Seeker
+from poolmgr.testing.fakes import settled
 from tests.runtime.gates import AnyGpu
 from tests.runtime.world import World
 
@@ -209,8 +210,9 @@ class Renumbered(AnyGpu):
 
     first: str = "GPU-A"
 
-    def choose(self, spec: PoolSpec, engine_id: str) -> tuple[str, ...]:
-        return tuple(self.first if part == "0" else part for part in spec.device_mask.split(","))
+    async def find(self, seeker: Seeker) -> Placed:
+        meant = tuple(self.first if part == "0" else part for part in seeker.spec.device_mask.split(","))
+        return Placed(seeker.before or meant)
 
 
 @pytest.mark.behaviour("DEV-2", "MASK-4")

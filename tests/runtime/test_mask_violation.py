@@ -8,6 +8,7 @@ from poolmgr.app import judge_engines
 from poolmgr.model.device_health import DeviceNoteName
 from poolmgr.model.pool import PoolState
 from poolmgr.runtime.devices import DeviceOutside, DeviceRegistry
+from poolmgr.runtime.ledger import Ledger
 from poolmgr.testing.devices import FakeTelemetry, a_gpu
 from poolmgr.testing.fakes import InlineWorkers
 from tests.runtime.test_device_registry import ProcessTable, TextMemory
@@ -20,7 +21,8 @@ async def watched(world: World) -> FakeTelemetry:
     telemetry = FakeTelemetry(world.clock, a_gpu(0))
     outside = DeviceOutside(telemetry, ProcessTable(), TextMemory(), InlineWorkers())
     registry = DeviceRegistry(outside, world.clock, world.bus, world.tasks)
-    judge_engines(registry, world.supervisor, world.facade, world.tasks)
+    ledger = Ledger(registry, telemetry, world.clock)
+    judge_engines(registry, ledger, world.supervisor, world.facade, world.tasks)
     await registry.start()
     return telemetry
 

@@ -18,6 +18,7 @@ from poolmgr.runtime.bus import Bus, Noted
 from poolmgr.runtime.device_gate import CpuOnly, Gate
 from poolmgr.runtime.engine_host import Outside
 from poolmgr.runtime.facade import About, Controls, Facade
+from poolmgr.runtime.places import CpuPlaces, Places
 from poolmgr.runtime.remembering import decode
 from poolmgr.runtime.supervisor import Settings, Supervisor
 from poolmgr.runtime.tasks import Tasks
@@ -54,7 +55,8 @@ class World:
         self.tasks = Tasks(self.failures.append)
         kinds = {EngineName.COMMAND: self.kind}
         rng = SeededRng()
-        outside = Outside(self.runtime, kinds, self.probe, self.ports, InlineWorkers(), rng, self.gate)
+        places: Places = self.gate if isinstance(self.gate, CpuPlaces) else CpuPlaces()
+        outside = Outside(self.runtime, kinds, self.probe, self.ports, InlineWorkers(), rng, self.gate, places)
         self.bus = Bus(self.store.epoch)
         self.bus.listen(self.noted.append)
         self.supervisor = Supervisor(self.clock, rng, self.store, outside, self.settings, self.bus, self.tasks)

@@ -149,6 +149,12 @@ class SimKind:
         if spec.command == "/bad":
             raise ClientError(Reason.BAD_ARGUMENTS, "a spec that can never run")
 
+    def memory(self, spec: PoolSpec) -> None:
+        """Nobody knows."""
+
+    def told_share(self, spec: PoolSpec, share: float) -> tuple[str, ...]:
+        return ()
+
     @port("kind.check")
     def check(self, spec: PoolSpec) -> None:
         if spec.command in self._world.missing:

@@ -12,6 +12,7 @@ from pathlib import Path
 from poolmgr.adapters import codec
 from poolmgr.adapters.shim import procfs, records, wire
 from poolmgr.model.engine import ExitRecord, LaunchSpec, ProcessIdentity
+from poolmgr.model.plan import SplitPlan
 from poolmgr.model.pool import PoolRecord
 
 TAIL_BYTES = 64 * 1024
@@ -41,6 +42,8 @@ class EngineDirectory:
             "mark": launch.mark,
             "slots": launch.slots,
             "record": None if launch.record is None else codec.encode_record(launch.record),
+            "plan": None if launch.plan is None else codec.encode_plan(launch.plan),
+            "reserved": launch.reserved,
             "env": {**launch.env, **self._marks(launch)},
             "cgroup": None if leaf is None else str(leaf),
             "log_check_seconds": log_check_seconds,
@@ -159,7 +162,8 @@ def launch_of(spec: wire.Message) -> LaunchSpec:
             mark, slots = str(spec.get("mark", "")), int(spec.get("slots", 0))  # later than the rest
             given = {name: value for name, value in env.items() if name not in wire.MARKS}
             return LaunchSpec(
-                engine_id, pool_id, generation, tuple(argv), given, port, log_limit, mark, slots, _record(spec)
+                engine_id, pool_id, generation, tuple(argv), given, port, log_limit, mark, slots, _record(spec),
+                _plan(spec), _reserved(spec),
             )  # fmt: skip
     raise ValueError("spec lacks what a launch needs")
 
@@ -170,6 +174,19 @@ def _record(spec: wire.Message) -> PoolRecord | None:
         return codec.decode_record(str(spec["record"])) if spec.get("record") else None
     except ValueError:
         return None
+
+
+def _plan(spec: wire.Message) -> SplitPlan | None:
+    """As `_record`."""
+    try:
+        return codec.decode_plan(str(spec["plan"])) if spec.get("plan") else None
+    except ValueError:
+        return None
+
+
+def _reserved(spec: wire.Message) -> Mapping[str, int]:
+    told = spec.get("reserved")
+    return {str(name): int(size) for name, size in told.items()} if isinstance(told, dict) else {}
 
 
 def identity_of(ident: Mapping[str, object]) -> ProcessIdentity:
