@@ -31,7 +31,7 @@ check: setup
 	@$(BIN)/python scripts/check_house.py
 
 bench: setup
-	@for b in respawn rpc leases telemetry; do $(BIN)/python -m bench.$$b $(BENCH_ARGS) || exit 1; done
+	@for b in respawn rpc leases telemetry placement; do $(BIN)/python -m bench.$$b $(BENCH_ARGS) || exit 1; done
 
 # What holds of any GPU driver, on the simulated one and on this host's own where it has one (docs/gpu.md).
 gpu-test: setup
