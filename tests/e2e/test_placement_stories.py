@@ -19,6 +19,7 @@ from poolmgr.v1 import device_pb2 as dpb
 from poolmgr.v1 import placement_pb2
 from poolmgr.v1 import pool_pb2 as pb
 from tests.e2e.daemon import eventually
+from tests.e2e.engines import tell
 from tests.e2e.gpus import GIB, QUICK, GpuDaemon, environment_of, seen_on, visible
 from tests.e2e.placed import CONTEXT, Stranger, a_model, pool
 
@@ -217,3 +218,30 @@ def test_the_next_daemon_counts_what_an_engine_that_is_still_loading_will_take(o
         assert client.get_pool("loads").pid == loading.pid
         claim = next(claim for claim in client.list_claims() if claim.holder == "loads")
         assert claim.reserved_bytes > 8 * GIB
+
+
+@pytest.mark.behaviour("RST-3")
+def test_a_generation_that_fails_on_a_second_gpu_too_is_parked_until_it_is_edited(own: GpuDaemon) -> None:
+    with own.client() as client:
+        client.create_pool("bad", pool(own, own.state, SMALL))
+        client.preload("bad")
+        seen: list[str] = []
+        for _ in range(4):
+            run = own.until("bad", lambda p: p.ready and visible_or_none(p.pid) is not None, 20)
+            seen += visible(run.pid)
+            tell(run.endpoint, log="CUDA error: an illegal memory access was encountered", exit=1)
+            own.until("bad", lambda p, pid=run.pid: p.pid != pid)
+        assert len(set(seen[:2])) == 1 and set(seen[2:]) == set(own.uuids(0, 1)) - set(seen[:2])
+        parked = own.until("bad", lambda p: p.state == pb.Pool.PARKED)
+        assert parked.state_reason.startswith("GENERATION_BLOCKED") and "2 GPUs" in parked.last_error.message
+        assert parked.last_error.reason == "CUDA_ERROR" and not parked.HasField("backoff_until")
+        assert all(d.state != dpb.Device.QUARANTINED for d in client.list_devices()), "it is not the GPUs' fault"
+        client.update_pool("bad", pool(own, own.state, SMALL, args=("--load-seconds", "0")))
+        assert client.preload("bad", wait=20).ready
+
+
+def visible_or_none(pid: int) -> list[str] | None:
+    try:
+        return visible(pid)
+    except psutil.NoSuchProcess:
+        return None
