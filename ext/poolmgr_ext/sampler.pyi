@@ -7,7 +7,7 @@ from poolmgr_ext.nvml import Library
 CALL_NAMES: tuple[str, ...]
 """What `RingReader.call` numbers."""
 
-class Tallies(TypedDict):
+class _Tallies(TypedDict):
     sweeps: int
     skipped: int
     calls: int
@@ -20,7 +20,7 @@ class Sampler:
     device_ids: tuple[str, ...]
     depth_seconds: float
     ring_bytes: int
-    tallies: Tallies
+    tallies: _Tallies
     """`skipped`: sweeps that were due while another one ran; `second_ns`: time that went into statistics."""
 
     def __init__(

@@ -13,10 +13,9 @@ from poolmgr.errors import ClientError, EnvironmentFault, Reason
 from poolmgr.model.pool import Generation, GenerationView, PoolRecord, PoolSpec, PoolState, ReloadStrategy
 from poolmgr.ports import Clock, Store
 from poolmgr.runtime.pool_actor import PoolActor
-from poolmgr.runtime.supervisor import Supervisor
+from poolmgr.runtime.supervisor import ENDING_SECONDS, Supervisor
 
 LAST_GOOD = 0
-ENDING_SECONDS = 10.0  # from the kill of an engine to the end of its tree
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from poolmgr.model.pool import Origin, PoolRecord, PoolSpec, PoolState, StoredPo
 from poolmgr.model.settings import LeaseSettings, SupervisionSettings
 from poolmgr.ports import Clock, Rng, Store
 from poolmgr.runtime.bus import Bus
+from poolmgr.runtime.device_gate import RELEASE_SECONDS
 from poolmgr.runtime.engine_host import EngineHost, Outside
 from poolmgr.runtime.host_counters import HostCounters
 from poolmgr.runtime.idle import Uses
@@ -33,6 +34,7 @@ from poolmgr.runtime.tasks import Tasks
 
 T = TypeVar("T")
 MAX_WARNINGS = 64  # the newest are kept
+ENDING_SECONDS = 10.0  # from the kill of an engine to the end of its tree
 MAX_POOLS = 256  # the bound of the metrics' pool_id label (OBS-1)
 
 
@@ -371,7 +373,8 @@ class Supervisor:
                 await actor.command(Stop(for_now=True))
             except PoolmgrError as refused:  # UNKNOWN: not ours to end
                 self.warnings.append(f"pool {actor.pool.pool_id} is not stopped: {refused.message}")
-        limit = self._clock.now() + self.settings.supervision.stop_grace + 10
+        # From the kill to the end of a tree, and then until the memory of its GPUs is back (PROC-4).
+        limit = self._clock.now() + self.settings.supervision.stop_grace + ENDING_SECONDS + RELEASE_SECONDS
         for actor in ours:
             await actor.until(lambda p: p.engine is None and p.state is not PoolState.STOPPING, limit)
             await self._put_away(actor.pool.pool_id)

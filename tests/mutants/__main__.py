@@ -31,9 +31,27 @@ MACHINES = (
     "tests/core/test_pool_machine.py",
 )
 # Examples first, then the daemon around them, and the long searches for whatever is left; without the tests that plant
-# faults themselves, which would be looked for in code that has one already.
+# faults themselves, which would be looked for in code that has one already. The examples are in parts, each well within
+# the limit of a trial; a fault meets those of its own module first (`Tier.about`), and in the end all of them.
+SPLITS = ("split*",)
+PLACES = (
+    "placement*", "eviction", "memory", "estimate", "cache_types", "llamacpp_graph", "ggml_allocator", "cordons",
+    "remembered_devices", "fault_domains", "device_states",
+)  # fmt: skip
+
+
+def tests_of(*names: str) -> tuple[str, ...]:
+    """The files of tests/core whose names are like these."""
+    found = (path for name in names for path in (ROOT / "tests/core").glob(f"test_{name}.py"))
+    return tuple(sorted(str(path.relative_to(ROOT)) for path in found))
+
+
+OF_SPLITS = tests_of("split*")
+OF_PLACES = tests_of("placement*", "ledger*", "estimate*", "fault_domains", "device_states")
 TIERS = {
-    "examples": Tier(("tests/core",), deselected=MACHINES),
+    "examples": Tier(("tests/core",), deselected=(*MACHINES, *OF_SPLITS, *OF_PLACES)),
+    "splits": Tier(OF_SPLITS, about=SPLITS),
+    "places": Tier(OF_PLACES, about=PLACES),
     "daemon": Tier(("tests/runtime",), cpu_seconds=60),
     "searches": Tier(MACHINES, matching="not planted and not absence", cpu_seconds=120),
 }

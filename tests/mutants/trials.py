@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatch
 from pathlib import Path
 
 from tests.mutants.mutations import Mutation, mutated
@@ -41,13 +42,18 @@ class TrialError(Exception):
 class Tier:
     """Tests that are run together: those of `tests` but `deselected`, and only those whose name is `matching`.
 
-    `cpu_seconds`: after which a trial has run into a time-out.
+    `cpu_seconds`: after which a trial has run into a time-out. `about`: modules, as patterns of their names, whose
+    faults these tests are tried on before any others are.
     """
 
     tests: tuple[str, ...]
     deselected: tuple[str, ...] = ()
     matching: str = ""
     cpu_seconds: int = 30
+    about: tuple[str, ...] = ()
+
+    def is_about(self, path: str) -> bool:
+        return any(fnmatch(Path(path).stem, pattern) for pattern in self.about)
 
 
 def copy_tree(root: Path, target: Path) -> Path:
@@ -68,13 +74,16 @@ def preload() -> None:
 
 
 def try_mutation(tree: Path, mutation: Mutation, tiers: Sequence[Tier]) -> tuple[Verdict, str]:
-    """The verdict of the first tier that says anything but SURVIVED, and which test said so."""
+    """The verdict of the first tier that says anything but SURVIVED, and which test said so.
+
+    Those that are about the module come first, otherwise they are tried in their order.
+    """
     path = tree / mutation.path
     source, times = path.read_text(), path.stat()
     try:
         path.write_text(mutated(mutation, source))
         os.utime(path, (MARK, MARK))
-        for tier in tiers:
+        for tier in sorted(tiers, key=lambda tier: not tier.is_about(mutation.path)):
             verdict, by = run(tree, tier)
             if verdict is not Verdict.SURVIVED:
                 return verdict, by
