@@ -208,8 +208,8 @@ def _unwant(turn: Turn, grace: float | None) -> None:
 def _drain(turn: Turn, deadline: float | None) -> None:
     verdict = _verdict(turn, Command.DRAIN)
     seconds = turn.pool.spec.drain_deadline if deadline is None else deadline
-    if turn.pool.reload is not None and turn.pool.state is PoolState.DRAINING:
-        turn.set(drain_until=turn.at.now + seconds)  # no longer the reload's drain, nor its deadline
+    if turn.pool.wanted and turn.pool.state is PoolState.DRAINING:
+        turn.set(drain_until=turn.at.now + seconds)  # no longer the daemon's own drain, nor its deadline
     _unwant(turn, None)
     if verdict is Verdict.DONE:
         if turn.pool.state in (PoolState.DRAINING, PoolState.STOPPING):

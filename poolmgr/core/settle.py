@@ -57,7 +57,7 @@ def next_deadline(pool: Pool) -> float | None:
     elif state is PoolState.STARTING:
         times.append(engine.start_deadline(pool))
     elif state is PoolState.DRAINING:
-        times += (pool.drain_until, restart.stable_at(pool.policy, pool.settings))
+        times += (None if pool.recovering else pool.drain_until, restart.stable_at(pool.policy, pool.settings))
     elif state in _WAITING and not pool.closing:
         times.append(pool.resume_at)
     if pool.beside is not None:
@@ -192,7 +192,7 @@ def take_leases(turn: Turn, table: leases.LeaseTable) -> None:
 
 def _finish_drain(turn: Turn) -> None:
     pool = turn.pool
-    if pool.state is not PoolState.DRAINING:
+    if pool.state is not PoolState.DRAINING or pool.recovering:  # leases may be out that it has not been told of yet
         return
     left = len(pool.leases.live)
     forced = pool.drain_until is not None and pool.drain_until <= turn.at.now

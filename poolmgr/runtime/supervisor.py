@@ -15,7 +15,7 @@ from poolmgr.core.messages import Blamed, HostFault, LeasesKept, Preload, Recove
 from poolmgr.core.state import changed, may_serve, new_pool, remembering
 from poolmgr.errors import ClientError, EnvironmentFault, PoolmgrError, Reason
 from poolmgr.model.engine import RecoveryState
-from poolmgr.model.lease import EndedLease, KeptLeases, Lease, LeaseOutcome, pool_of
+from poolmgr.model.lease import EndedLease, KeptLeases, Lease, pool_of
 from poolmgr.model.pool import Origin, PoolRecord, PoolSpec, PoolState, StoredPool
 from poolmgr.model.settings import LeaseSettings, SupervisionSettings
 from poolmgr.ports import Clock, Rng, Store
@@ -68,6 +68,7 @@ class Supervisor:
         )  # fmt: skip
         self._recovery = Recovery(self.engines, self.warnings, clock.boot_id)
         self._actors: dict[str, PoolActor] = {}
+        self._orphans: dict[str, list[Lease]] = {}  # of pools that the store has lost; their engines may register again
         self._edits = KeyedLocks()
         self._creating: set[str] = set()
         self._editing: set[asyncio.Task[None]] = set()
@@ -221,6 +222,8 @@ class Supervisor:
         pool = remembering(new_pool(record, self.settings.supervision, self.settings.leases), memo)
         actor = PoolActor(changed(pool, recovering=not made), self._around, memo)
         self._actors[record.pool_id] = actor
+        if made and record.pool_id in self._orphans:
+            actor.tell(LeasesKept(tuple(self._orphans.pop(record.pool_id))))
         return actor
 
     # Forget.
@@ -303,7 +306,7 @@ class Supervisor:
         return Known(self._add(record, memo), None, {record.generation: record.spec})
 
     def _hand_leases(self, kept: KeptLeases) -> None:
-        """Every pool hears of its leases, also that there may be more; a lease of a pool that is gone is over."""
+        """Every pool hears of its leases, also that there may be more; one that is gone, if it ever comes back."""
         if not kept.known and not any(may_serve(actor.pool) for actor in self.actors()):
             self._store.vouch_for_leases()  # nothing runs that a lease could be on
         by_pool: dict[str, list[Lease]] = {}
@@ -316,10 +319,7 @@ class Supervisor:
             pool_id = actor.pool.pool_id
             live = tuple(by_pool.pop(pool_id, ()))
             actor.tell(LeasesKept(live, tuple(ended.get(pool_id, ())), kept.known))
-        orphans = [lease for leases in by_pool.values() for lease in leases]
-        if orphans:
-            over = [EndedLease(x.lease_id, x.token, LeaseOutcome.EXPIRED) for x in orphans]
-            self._store.record((), over)
+        self._orphans = by_pool
 
     async def clear_doubt(self, pool_id: str) -> None:
         """Looks again at a pool that is UNKNOWN: an operator may have ended what was in doubt."""

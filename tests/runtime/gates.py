@@ -24,6 +24,7 @@ class AnyGpu(CpuOnly, CpuPlaces):
     held: asyncio.Event | None = None
     blamed: str = ""
     room: bool = False
+    restless: bool = False  # another place each time
     sought: list[Seeker] = field(default_factory=list)
     given_back: list[str] = field(default_factory=list)
     failures: list[tuple[tuple[str, ...], str, int, str]] = field(default_factory=list)
@@ -37,6 +38,8 @@ class AnyGpu(CpuOnly, CpuPlaces):
         if self.fault is not None:
             raise self.fault
         self.sought.append(seeker)
+        if self.restless:
+            return Placed((f"GPU-{len(self.sought)}",))
         return Placed(seeker.before or tuple(f"GPU-{part}" for part in seeker.spec.device_mask.split(",")))
 
     async def fits(self, spec: PoolSpec) -> bool:

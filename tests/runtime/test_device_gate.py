@@ -158,3 +158,24 @@ async def test_whether_a_gpu_works_is_known_from_fresh_samples_only():
         assert gate.busy((A, B)) is True
         await desk.clock.advance(6.0)
         assert gate.busy((A,)) is None
+
+
+@pytest.mark.behaviour("PROC-4")
+async def test_a_process_that_ends_while_an_engine_is_about_to_start_accuses_no_device_when_that_engine_has_ended():
+    async with four() as desk:
+        gate = gate_of(desk)
+        desk.table.facts[9] = ProcessFacts(9, 1, command="another engine")
+        desk.telemetry.hold(A, 9, 4 * GIB)
+        listed = desk.telemetry.processes
+
+        async def then_it_ends(devices, timeout):
+            answer = await listed(devices, timeout)
+            desk.telemetry.let_go(A, 9)  # between the list of processes and the free memory
+            return answer
+
+        desk.telemetry.processes = then_it_ends
+        await gate.starts("e1", (A,))
+        desk.telemetry.processes = listed
+        released = await ending(desk, gate)
+        await desk.clock.advance(RELEASE_SECONDS + 1.0)
+        assert released.done() and desk.state(A) is not DeviceState.QUARANTINED

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import pytest
 
 from poolmgr.errors import ClientError, EnvironmentFault, Reason
-from poolmgr.model.engine import Diagnosis, ExitRecord
+from poolmgr.model.engine import Diagnosis, ExitRecord, ProbeOutcome, ProbeResult
 from poolmgr.model.lease import Refusal, RefusalReason
 from poolmgr.model.pool import EngineName, PoolSpec, PoolState, ReloadStrategy
+from poolmgr.runtime.engine_host import PLACES_TRIED
 from poolmgr.runtime.leaving import Leaving
 from poolmgr.runtime.places import Placed, Seeker
 from poolmgr.testing.fakes import settled
@@ -321,4 +322,55 @@ async def test_a_generation_that_is_to_blame_is_parked_until_it_is_edited():
     await world.facade.preload("a", 0.0)
     await settled()
     assert len(world.runtime.starts) == 2
+    await world.close()
+
+
+@pytest.mark.behaviour("PLACE-2", "PRE-8")
+async def test_a_start_whose_places_are_always_gone_is_given_up_and_charged_to_nobody():
+    world = await World(gate=AnyGpu(restless=True)).recovered()
+    await world.facade.create_pool("a", PoolSpec(EngineName.COMMAND, command="/bin/engine", device_mask="auto"))
+    await world.facade.preload("a", 0.0)
+    await settled()
+    view = world.facade.pool("a").view
+    assert (view.state, view.last_error.reason, view.restart_count) == (S.BACKOFF, "DEVICE_UNAVAILABLE", 0)
+    assert world.runtime.starts == [] and len(world.gate.sought) == 2 * PLACES_TRIED
+    await world.facade.stop("a", 0.0, 0.0)
+    assert world.facade.pool("a").view.state is S.STOPPED
+    await world.close()
+
+
+@pytest.mark.behaviour("PRE-7", "PROC-6")
+async def test_an_engine_that_the_next_daemon_finds_loading_is_not_sized_against_by_another():
+    world = await World(gate=AnyGpu()).recovered()
+    world.probe.result = ProbeResult(ProbeOutcome.LOADING)
+    for pool_id in ("a", "b"):
+        spec = PoolSpec(EngineName.COMMAND, command="/bin/engine", device_mask="0")
+        await world.facade.create_pool(pool_id, spec)
+    await world.facade.preload("a", 0.0)
+    await settled()
+    after = await world.successor(gate=AnyGpu(), probe=world.probe)
+    await after.facade.preload("b", 0.0)
+    await settled()
+    assert after.facade.pool("a").view.state is S.STARTING
+    assert (after.facade.pool("b").view.state, after.runtime.starts) == (S.PROVISIONING, [])
+    world.probe.result = ProbeResult(ProbeOutcome.OK)
+    await after.clock.advance(2.0)
+    assert after.facade.pool("a").view.state is S.READY and len(after.runtime.starts) == 1
+    await after.close()
+
+
+@pytest.mark.behaviour("DRN-3", "MEM-2")
+async def test_a_reload_that_a_full_gpu_refuses_blocks_no_generation():
+    world = await on_gpus("0", room=True)
+    for _ in range(4):
+        world.gate.fault = EnvironmentFault(Reason.INSUFFICIENT_MEMORY, "needs 9 GiB, has 3 GiB")
+        await world.facade.reload_pool(
+            "a", replace(world.pool().spec, args=("--next",)), ReloadStrategy.AUTO, None, 0.0
+        )
+        await settled()
+        world.gate.fault = None
+        await world.clock.advance(1.0)
+        view = world.facade.pool("a").view
+        assert (view.state, view.last_error.reason, view.reload_phase) == (S.READY, "INSUFFICIENT_MEMORY", "")
+    assert not any(one.blocked for one in await world.facade.generations("a"))
     await world.close()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from poolmgr.errors import PoolmgrError
-from poolmgr.model.engine import ExitRecord, LaunchSpec
+from poolmgr.model.engine import LaunchSpec
 from poolmgr.model.pool import PoolView
 from tests.sim.kernel import Process
 from tests.sim.oracle_health import HealthOracle
@@ -111,8 +111,11 @@ class Oracle:
             self.limits.engine_ended(process)
             self.policy.engine_ended(process)
 
-    def exit_told(self, process: Process | None, record: ExitRecord) -> None:
-        pass
+    def exit_told(self, process: Process | None) -> None:
+        """The daemon that lives hears of it now: at once from a shim, up to three seconds late without one."""
+        if process is not None and process.kind == "engine":
+            self.limits.exit_told(process)
+            self.policy.exit_told(process)
 
     def recorded(self, granted, ended) -> None:
         self.leases.recorded(granted, ended)
@@ -143,6 +146,9 @@ class Oracle:
     def paused(self, seconds: float) -> None:
         self.health.paused(seconds)
         self.registered.paused(seconds)
+
+    def resumed(self) -> None:
+        self.leases.resumed()
 
     def phase(self, daemon: Daemon) -> str:
         """What the host is about when the daemon is killed: for the count of kills by phase."""

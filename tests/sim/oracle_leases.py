@@ -47,6 +47,7 @@ class LeaseOracle:
         self._cancelled: dict[str, float] = {}
         self._damaged_at = -1.0
         self._died_at = -1.0
+        self._woke = self._booted_at = -1.0
         self.lost = 0
         self.doubled = 0
         self.acknowledged = 0
@@ -149,6 +150,11 @@ class LeaseOracle:
 
     def renewed(self, held: Held, outcome: LeaseOutcome, expires: float | None, call: Call) -> None:
         lease = held.lease
+        if outcome is LeaseOutcome.RENEWED and held.boot_id != self._oracle.world.kernel.boot_id:
+            if call.arrived is not None and call.arrived >= self._booted_at:  # else its answer was on its way
+                self._oracle.violate("LEASE-3", f"lease {lease.lease_id} is of another boot and was renewed")
+            held.over = True
+            return
         if outcome is LeaseOutcome.RENEWED:
             if held.over or held.released:
                 self._oracle.violate("LEASE-6", f"lease {lease.lease_id} is over and was renewed")
@@ -219,14 +225,19 @@ class LeaseOracle:
 
     def booted(self) -> None:
         self._died_at = -1.0
+        self._booted_at = self._oracle.now
         self._requests.clear()
+
+    def resumed(self) -> None:
+        self._woke = self._oracle.now
 
     def log_damaged(self) -> None:
         self._damaged_at = self._oracle.now
 
     def settled(self) -> None:
-        """Every waiting client has got its answer."""
-        now = self._oracle.now
-        late = [c for c in self._oracle.world.calls.values() if now - c.sent > 30.0 and c.kind == "acquire"]
+        """Every waiting client has got its answer. A daemon that was not scheduled hears of them when it goes on."""
+        since = self._oracle.now - 30.0
+        waiting = (c for c in self._oracle.world.calls.values() if c.kind == "acquire")
+        late = [c for c in waiting if max(c.sent, self._woke) < since]
         if late:
             self._oracle.violate("LEASE-5", f"{len(late)} waiters have no answer, the first since {late[0].sent:.1f}")

@@ -37,6 +37,7 @@ class LimitOracle:
         self._oracle = oracle
         self._failures: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MAX_FAILURES))
         self._deaths: deque[tuple[float, str]] = deque(maxlen=MAX_FAILURES)
+        self._heard: deque[tuple[float, str]] = deque(maxlen=MAX_FAILURES)  # when the daemon was told of a death
         self._served: deque[tuple[float, str, BreakerState]] = deque(maxlen=MAX_FAILURES)
         self._ends: deque[tuple[float, str]] = deque(maxlen=MAX_FAILURES)
 
@@ -57,19 +58,25 @@ class LimitOracle:
     # What happens.
 
     def engine_ended(self, process: Process) -> None:
-        now, pool_id, world = self._now, process.pool_id, self._oracle.world
+        now, pool_id = self._now, process.pool_id
         self._ends.append((now, pool_id))
         if process.told:
             return
-        others = any(p != pool_id and now - t < TOGETHER for t, p in self._deaths)
         self._deaths.append((now, pool_id))
+        if self._of_account(process):
+            self._served.append((now, pool_id, self._oracle.stream.views[pool_id].breaker_state))
+            self._expect_host_fault(process)
+
+    def exit_told(self, process: Process) -> None:
+        """From now on the daemon may count it, together with what it was told of others."""
+        now, pool_id, world = self._now, process.pool_id, self._oracle.world
+        if process.told:
+            return
+        others = any(p != pool_id and now - t < TOGETHER for t, p in self._heard)
+        self._heard.append((now, pool_id))
         if others:
             self._refund(now)
-        if not self._of_account(process):
-            return
-        self._served.append((now, pool_id, self._oracle.stream.views[pool_id].breaker_state))
-        self._expect_host_fault(process)
-        if not others:
+        elif self._of_account(process):
             world.timeline.after(SURE_AFTER, self._sure, world.daemon, process, now)
 
     def _refund(self, now: float) -> None:
@@ -89,7 +96,7 @@ class LimitOracle:
     def _sure(self, daemon: Daemon, process: Process, at: float) -> None:
         """No other engine died meanwhile, and the daemon that saw it has lived on with a store that can write."""
         oracle, pool_id = self._oracle, process.pool_id
-        alone = not any(p != pool_id and t >= at for t, p in self._deaths)
+        alone = not any(p != pool_id and t >= at for t, p in self._heard)
         if (
             oracle.world.daemon is daemon
             and not daemon.paused

@@ -1,7 +1,7 @@
 """Restarts, judged by what the kernel saw: how often and how soon engines died and were started again.
 
 Lower bounds only, and none where the daemon had no chance to know or to keep what happened: a failure counts here
-once the daemon has lived for a second after it with a store that could write.
+from when the daemon was told of it, and once it has lived for a second after that with a store that could write.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ NEARLY = 0.95
 
 @dataclass
 class Past:
-    """What one pool's engines did. `streak`: failures in a row that the daemon must know of. True times."""
+    """What one pool's engines did. `streak`: failures in a row that the daemon must know of. True times, of failures
+    when the daemon was told of them."""
 
     streak: int = 0
     streak_at_most: int = 0
@@ -76,26 +77,36 @@ class PolicyOracle:
     # What happens.
 
     def engine_ended(self, process: Process) -> None:
-        now, pool_id = self._now, process.pool_id
         if process.told:
             self._served(process)
             return
-        self._deaths.append((now, pool_id))
-        spec = self._oracle.pools.truth(pool_id).spec
-        ready = process.was_ready(now)
-        if process.exit_code == 0 and (ready or process.script.load - 1.0 < now - process.started):
-            self._oracle.pools.exited_well(pool_id)
-            if spec is None or spec.restart is not RestartMode.ALWAYS:
-                return
-        if (spec is not None and spec.restart is RestartMode.NEVER) or self._of_no_account(process):
+        if _exited_well(process):
+            self._oracle.pools.exited_well(process.pool_id)
+        if self._fails(process):
+            self.past(process.pool_id).streak_at_most += 1
+
+    def exit_told(self, process: Process) -> None:
+        """Where its shim is gone the daemon hears of it late, and may have done something else about it meanwhile."""
+        if process.told:
             return
-        self.past(pool_id).streak_at_most += 1
-        daemon = self._oracle.world.daemon
-        if daemon is not None and daemon.serving and not daemon.paused:
-            healthy = max(0.0, now - process.started - process.script.load) if ready else 0.0
+        now, pool_id, daemon = self._now, process.pool_id, self._oracle.world.daemon
+        self._deaths.append((now, pool_id))
+        if _exited_well(process):
+            self._oracle.pools.exited_well(pool_id)
+        if daemon is not None and daemon.serving and self._fails(process) and not _tells_why(process):
+            lived = process.ended - process.started - process.script.load
+            healthy = max(0.0, lived) if process.was_ready(now) else 0.0
             past = self.past(pool_id)
             past.died_at, past.died_under = now, daemon
             self._oracle.world.timeline.after(CERTAIN_AFTER, self._certain, daemon, pool_id, past, now, healthy)
+
+    def _fails(self, process: Process) -> bool:
+        """Whether this end, which nobody asked for, counts against its pool."""
+        spec = self._oracle.pools.truth(process.pool_id).spec
+        mode = spec.restart if spec is not None else None
+        if _exited_well(process) and mode is not RestartMode.ALWAYS:
+            return False
+        return mode is not RestartMode.NEVER and not self._of_no_account(process)
 
     def _served(self, process: Process) -> None:
         """It was asked to end: no failure. Where it had served for long enough by then, the run of failures is over."""
@@ -108,7 +119,7 @@ class PolicyOracle:
         if self._oracle.pools.in_doubt(process.engine_id):  # nobody watches it
             return True
         view = self._oracle.stream.views.get(process.pool_id)
-        return view is None or bool(view.reload_phase) or view.state is PoolState.DRAINING
+        return view is None or bool(view.reload_phase) or view.state in (PoolState.DRAINING, PoolState.STOPPING)
 
     def _certain(self, daemon: object, pool_id: str, past: Past, at: float, healthy: float) -> None:
         """The daemon that saw it has lived on for a while, and could have made it durable."""
@@ -133,9 +144,9 @@ class PolicyOracle:
         past.trial, past.open_until = False, at + past.timeout
 
     def _host_fault(self, pool_id: str, past: Past) -> bool:
-        """Whether some of these failures may have been charged to nobody (RST-6)."""
+        """Whether some of these failures, or the last that is not certain, may be charged to nobody (RST-6)."""
         return any(
-            other != pool_id and any(abs(t - failed) <= HOST_FAULT_SECONDS for failed in past.failures)
+            other != pool_id and any(abs(t - at) <= HOST_FAULT_SECONDS for at in (*past.failures, past.died_at))
             for t, other in self._deaths
         )
 
@@ -186,3 +197,14 @@ class PolicyOracle:
                 f"pool {pool_id} is started {self._now - failed_at:.3f} s after failure {counted}, "
                 f"its backoff is {least:.3f} s at least",
             )
+
+
+def _tells_why(process: Process) -> bool:
+    """What keeps it from starting: it is parked for that, not tried again, and so no failure of a run (RST-8)."""
+    return bool(process.script.log) and not process.was_ready(process.ended)
+
+
+def _exited_well(process: Process) -> bool:
+    """Of itself, with code 0, and not before it was ready; where that is a matter of moments it may have been."""
+    lived = process.ended - process.started
+    return process.exit_code == 0 and lived > process.script.load - 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from math import inf
 from typing import TYPE_CHECKING
 
 from poolmgr.errors import PoolmgrError
@@ -43,7 +44,7 @@ class PoolOracle:
     def asked(self, pool_id: str, op: str, spec: PoolSpec | None) -> None:
         truth = self.truth(pool_id)
         if not truth.pending:
-            truth.before = (truth.exists, truth.want)
+            truth.before, truth.drained_before = (truth.exists, truth.want), truth.drains
         truth.pending += 1
         self._expect(truth, op, spec)
         if op in CHANGING or op in ("reset", "delete"):
@@ -55,7 +56,7 @@ class PoolOracle:
         """For the first time: what is asked again because no answer came keeps the first one's deadline."""
         truth = self.truth(pool_id)
         ends = self._now + deadline
-        truth.drain_ends = ends if truth.drained_at is None else min(truth.drain_ends, ends)
+        truth.drain_ends = min(truth.drain_ends, ends) if truth.drains else ends
 
     def _expect(self, truth: Truth, op: str, spec: PoolSpec | None) -> None:
         if op in ENDING:
@@ -65,16 +66,27 @@ class PoolOracle:
             truth.last_change = self._now
             if spec is not None:
                 truth.maybe_specs.append(spec)
+        if op == "rollback":
+            self._goes_back(truth, inf)
         if op in STARTING or op in CHANGING:
             truth.last_start = self._now
             truth.want = None if truth.want != "run" else "run"
             truth.drained_at = None
+        if op in STARTING:
+            truth.drains = False
         if op in ("create", "delete"):
             truth.exists = None
+
+    @staticmethod
+    def _goes_back(truth: Truth, until: float) -> None:
+        """To which of its earlier specs is not said; and when it is asked again, from there to where it was."""
+        truth.earlier = [(until, spec) for _, spec in truth.earlier]
 
     def told(self, pool_id: str, op: str, result: object, error: Exception | None, spec: PoolSpec | None) -> None:
         truth = self.truth(pool_id)
         truth.pending -= 1
+        if op == "rollback":
+            self._goes_back(truth, self._now)
         if error is None:
             self._done(truth, op, result, spec)
         elif isinstance(error, PoolmgrError) or (isinstance(error, Unavailable) and not error.reached):
@@ -84,13 +96,15 @@ class PoolOracle:
         view = getattr(result, "view", None)
         truth.wanted_since = self._now
         if spec is not None:
-            self._has_spec(truth, view, spec)
+            self._has_spec(truth, spec)
         if op in CHANGING or op == "reset":
             self._oracle.policy.forgiven(truth.pool_id)  # it was done somewhen between the asking and now
         if op == "create":
             self._made(truth, spec)
         elif op in ("preload", "undrain"):
-            truth.want, truth.ended_by_itself = "run", False
+            truth.want = "run"
+            # An end that the daemon hears of after it was asked to start is not undone by the start.
+            truth.ended_by_itself = truth.ended_by_itself and truth.ended_at >= truth.last_start
         elif op in ("stop", "drain"):
             truth.want = "stop"
             self._drains(truth, op, view)
@@ -104,18 +118,18 @@ class PoolOracle:
         preloaded = "run" if spec is not None and spec.preload else "stop"
         truth.want = preloaded if truth.before[0] is False else None
 
-    def _has_spec(self, truth: Truth, view: PoolView | None, spec: PoolSpec) -> None:
+    def _has_spec(self, truth: Truth, spec: PoolSpec) -> None:
         if truth.spec is not None:
             truth.earlier.append((self._now, truth.spec))
         truth.spec, truth.exists = spec, True
         truth.maybe_specs = [s for s in truth.maybe_specs if s is not spec]
-        if view is not None:
-            truth.acked_generation = view.generation
 
     def _drains(self, truth: Truth, op: str, view: PoolView | None) -> None:
+        if op != "drain" or view is None or view.state is not PoolState.DRAINING:
+            return
+        truth.drains = True
         seen = self._oracle.stream.views.get(truth.pool_id)
-        reloading = seen is not None and seen.reload_phase  # which drains with a deadline of its own
-        if op == "drain" and view is not None and view.state is PoolState.DRAINING and not reloading:
+        if seen is None or not seen.reload_phase:  # which drains with a deadline of its own
             truth.drained_at = self._now
 
     @staticmethod
@@ -124,7 +138,7 @@ class PoolOracle:
         if spec is not None:
             truth.maybe_specs = [s for s in truth.maybe_specs if s is not spec]
         if not truth.pending and op != "delete":
-            truth.exists, truth.want = truth.before
+            (truth.exists, truth.want), truth.drains = truth.before, truth.drained_before
 
     # Starts.
 
@@ -156,6 +170,7 @@ class PoolOracle:
         ]
         same = [p for p in others if p.generation == process.generation]
         truth = self.truth(process.pool_id)
+        truth.launched = max(truth.launched, process.generation)
         if same:
             self._oracle.violate(
                 "PROC-7", f"pool {process.pool_id} generation {process.generation}: {process.pid} starts beside {same}"
@@ -200,11 +215,17 @@ class PoolOracle:
             or truth.pending
             or max(truth.last_ending, truth.last_change, truth.last_start) > (lost or 0.0)
         )
-        if lost is not None and not asked and not self._unfit(truth, main):
+        if lost is not None and not asked and not self._unfit(truth, main) and not self._outdated(truth, main):
             return "PROC-7", "nobody asked for its end since the database was lost"
         if self._may_end(truth, main):
             return self._over_their_heads(truth, main)
         return "LIVE-1", f"engine of pool {process.pool_id} is well and nobody asked for its end"
+
+    def _outdated(self, truth: Truth, main: Process) -> bool:
+        """A reload had left it behind before the database was lost, and its pool was rebuilt from the newer engine."""
+        stream = self._oracle.stream
+        view = stream.views.get(truth.pool_id) or stream.last_view(truth.pool_id)
+        return view is not None and main.generation < view.generation <= truth.launched
 
     def _may_end(self, truth: Truth, main: Process) -> bool:
         asked = truth.want in ("stop", None) or truth.pending > 0
@@ -268,9 +289,23 @@ class PoolOracle:
             self._oracle.violate("DRN-3", f"pool {truth.pool_id} was published with another spec than it has now")
 
     def recovered(self, found: list, at_start: bool) -> None:
-        """What the daemon is shown at its start, or when it looks again at what was in doubt."""
+        """What the daemon is shown at its start, or when it looks again at what was in doubt.
+
+        It looks again when an operator asks for something, and lets a pool go of which nothing is left: STOPPED, until
+        an operator asks for more than that (PROC-6).
+        """
         self._doubtful = set() if at_start else self._doubtful - {one.engine_id for one in found}
         self._doubtful |= {one.engine_id for one in found if one.state.value == "IN_DOUBT"}
+        if not at_start and all(one.state.value == "DEAD" for one in found):
+            for launch in (one.launch for one in found if one.launch is not None):
+                self._let_go(self.truth(launch.pool_id))
+
+    @staticmethod
+    def _let_go(truth: Truth) -> None:
+        """Its engine was wanted and is gone: whether another is wanted is not known until it is asked for."""
+        truth.want = None if truth.want == "run" else truth.want
+        exists, want = truth.before  # which holds where what was asked is refused after all
+        truth.before = (exists, None if want == "run" else want)
 
     def in_doubt(self, engine_id: str) -> bool:
         return engine_id in self._doubtful
@@ -282,6 +317,7 @@ class PoolOracle:
         for pool_id, truth in self._truths.items():
             self.lost[pool_id] = self._now
             truth.exists = truth.want = truth.drained_at = None
+            truth.drains = truth.drained_before = False
             truth.before = (None, None)
 
     def engines_stopped(self) -> None:
@@ -293,7 +329,8 @@ class PoolOracle:
         return any(t.pending and self._now - t.last_change < 30.0 for t in self._truths.values())
 
     def exited_well(self, pool_id: str) -> None:
-        self.truth(pool_id).ended_by_itself = True
+        truth = self.truth(pool_id)
+        truth.ended_by_itself, truth.ended_at = True, self._now
 
     # The end.
 

@@ -46,7 +46,7 @@ class Registered:
         self._beat = Beat(self.engine_id, slots_free=slots, in_flight=0, ready=True, draining=False)
         self._known_since: float | None = None
         self._commanded_at = -1e9
-        self._commands = 0
+        self._commands = self._ending = 0
         self._hushed_until = 0.0
         self._calm_at: float | None = None
         self._timer: Timer | None = None
@@ -63,7 +63,8 @@ class Registered:
     # Its process, which is not the daemon's.
 
     def _start(self, script: Script) -> None:
-        if self.leaving:
+        runs = self.process is not None and self.process.alive  # two power cuts in a row ask for it twice
+        if self.leaving or runs:
             return
         world = self._world
         try:
@@ -72,7 +73,10 @@ class Registered:
             world.timeline.after(TRY_AGAIN, self._start, script)
             return
         self.process, self._known_since = process, None
+        self._call += 1  # what is answered from now on to the process before does not reach this one
         world.kernel.listeners[self._port] = process
+        if self._ending:  # the command that is under way ends this one's leases too
+            process.told.append((self._now, 0))
         world.trace("outside", self.pool_id, str(process.pid))
         for when, happens in (
             (script.load, self._gets_well),
@@ -213,6 +217,7 @@ class Registered:
             "drain": lambda facade: facade.drain(self.pool_id, 5.0, 0.0),
         }
         self._commanded_at, self._commands = self._now, self._commands + 1
+        self._ending += not wanted
         self.wanted = self.wanted and wanted
 
         async def work(facade: Facade) -> object:
@@ -220,6 +225,7 @@ class Registered:
 
         def told(result: object, error: Exception | None) -> None:
             self._commanded_at, self._commands = self._now, self._commands - 1
+            self._ending -= not wanted
             if error is None:
                 self.wanted = wanted
             elif isinstance(error, Unavailable):

@@ -167,7 +167,7 @@ class SimRuntime:
     def _tell_exit(self, watched: Watched, record: ExitRecord) -> None:
         if not watched.told_exit and not self.gate.dead:
             watched.told_exit = True
-            self._world.oracle.exit_told(watched.process, record)
+            self._world.oracle.exit_told(watched.process)
             watched.listener.exited(record)
         self._look_for_end(watched)
 

@@ -53,6 +53,17 @@ def drain_is_forced(s: Stage) -> None:
 
 
 @scenario
+def drain_goes_on_under_a_daemon_that_begins_slowly(s: Stage) -> None:
+    """Which has the engine at once, and its leases once it is done with what is left of the other pool's."""
+    s.pool("a", slots=2)
+    s.pool("b", script=Script(children=1, stubborn=1.0))
+    s.holder("a", count=2, hold=30.0)
+    s.drain(8.0, "a", deadline=20.0)
+    s.kill(10.0)
+    s.at(10.01, s.world.kill_engine, "b")
+
+
+@scenario
 def drain_is_undone(s: Stage) -> None:
     s.pool(slots=2)
     s.holder(count=2, hold=100.0)

@@ -210,6 +210,8 @@ class Stage:
             return False
         if not all(engine.leaving or engine.is_at_rest() for engine in self.outsiders):
             return False
+        if any(call.kind == "acquire" for call in self.world.calls.values()):
+            return False
         return all(p.view.state not in ON_THE_WAY and not p.view.reload_phase for p in daemon.facade.pools())
 
     def _clear_away(self) -> None:

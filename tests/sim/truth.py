@@ -23,15 +23,18 @@ class Truth:
     spec: PoolSpec | None = None
     maybe_specs: list[PoolSpec] = field(default_factory=list)
     earlier: list[tuple[float, PoolSpec]] = field(default_factory=list)  # (until when it may have been in force, spec)
-    acked_generation: int = 0
+    launched: int = 0  # the newest generation of which an engine was started
     pending: int = 0
     last_ending: float = -1e9
     last_change: float = -1e9
     last_start: float = -1e9
     before: tuple[bool | None, str | None] = (None, None)
+    drained_before: bool = False
     drained_at: float | None = None
+    drains: bool = False  # as `drained_at`, also while it is changed: that ends no drain, and moves no deadline of one
     drain_ends: float = inf  # the earliest time at which a drain that was asked for may be forced
     ended_by_itself: bool = False
+    ended_at: float = -1e9  # when it did so, or when the daemon was told that it had
     beside_asked: bool = False
     doubted: bool = False
 

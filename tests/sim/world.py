@@ -207,8 +207,10 @@ class World:
             self._resume(self.daemon)
 
     def _resume(self, daemon: Daemon) -> None:
-        daemon.paused = False
-        self.trace("resume")
+        if daemon is self.daemon and daemon.paused:
+            daemon.paused = False
+            self.trace("resume")
+            self.oracle.resumed()
 
     def deliver(self, callback: Callable, *args: object) -> None:
         """To the daemon that lives, on its loop."""
