@@ -62,7 +62,7 @@ def claims(found: device_pb2.ListClaimsResponse) -> None:
     if not found.claims:
         console().print("nobody holds a device", highlight=False)
         return
-    columns = ("DEVICE", "KIND", "HOLDER", "USER", "MEASURED", "PIDS", "CONTAINER", "SINCE")
+    columns = ("DEVICE", "KIND", "HOLDER", "USER", "RESERVED", "MEASURED", "PIDS", "CONTAINER", "SINCE")
     print_table(
         columns,
         (
@@ -71,6 +71,7 @@ def claims(found: device_pb2.ListClaimsResponse) -> None:
                 device_pb2.Claim.Kind.Name(one.kind),
                 one.holder,
                 one.user,
+                bytes_text(one.reserved_bytes) if one.HasField("reserved_bytes") else "",
                 bytes_text(one.measured_bytes) if one.HasField("measured_bytes") else "unknown",
                 ", ".join(str(pid) for pid in one.pids),
                 one.container_id[:12],

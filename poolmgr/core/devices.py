@@ -37,9 +37,9 @@ class Host:
     """`records` by device id. `remembered`: of devices that this daemon has not seen yet. `offset`: Unix time minus
     boot time."""
 
+    offset: float
     records: Mapping[str, Record] = field(default_factory=dict)
     remembered: Mapping[str, Remembered] = field(default_factory=dict)
-    offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

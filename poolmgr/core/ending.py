@@ -19,7 +19,7 @@ from poolmgr.model.pool import PoolError, PoolState, RestartMode
 _OF_DEVICES = (
     Reason.GPU_REQUIRED, Reason.DEVICE_UNAVAILABLE, Reason.INSUFFICIENT_MEMORY, Reason.TELEMETRY_STALLED
 )  # fmt: skip
-_NOT_ITS_OWN = (Reason.HOST_FAULT, *_OF_DEVICES)
+NOT_ITS_OWN = (Reason.HOST_FAULT, *_OF_DEVICES)
 
 
 def refused(turn: Turn, fact: StartRefused) -> None:
@@ -28,7 +28,7 @@ def refused(turn: Turn, fact: StartRefused) -> None:
         return
     turn.note(NoteName.START_FAILED, reason=fact.reason, message=fact.message, permanent=fact.permanent)
     once = turn.pool.spec.restart is RestartMode.NEVER and fact.reason in _OF_DEVICES
-    if fact.reason in _NOT_ITS_OWN and not fact.permanent and not once:  # asked again in a while
+    if fact.reason in NOT_ITS_OWN and not fact.permanent and not once:  # asked again in a while
         again = turn.at.now + turn.pool.settings.host_probe_interval
         error = PoolError(fact.reason, fact.message, turn.at.wall)
         turn.set(then=Trigger.RETRY, resume_at=again, last_error=error, reason=f"{fact.reason}: {fact.message}")

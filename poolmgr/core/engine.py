@@ -175,9 +175,14 @@ def _probed(turn: Turn, fact: Probed) -> None:
 def _progressed(before: Usage, after: Usage) -> bool:
     return (
         after.log_bytes - before.log_bytes >= PROGRESS_LOG_BYTES
-        or (after.rss_bytes or 0) - (before.rss_bytes or 0) >= PROGRESS_RSS_BYTES
-        or (after.read_bytes or 0) - (before.read_bytes or 0) >= PROGRESS_READ_BYTES
+        or _grew(before.rss_bytes, after.rss_bytes, PROGRESS_RSS_BYTES)
+        or _grew(before.read_bytes, after.read_bytes, PROGRESS_READ_BYTES)
     )
+
+
+def _grew(before: int | None, after: int | None, least: int) -> bool:
+    """What was not known before counts from nothing."""
+    return after is not None and after - (before or 0) >= least
 
 
 def _judge_readiness(turn: Turn, fact: Probed) -> None:

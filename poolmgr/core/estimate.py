@@ -43,10 +43,6 @@ class LlamaCppBuffers:
     kv: int
     compute: int
 
-    @property
-    def total(self) -> int:
-        return self.model + self.kv + self.compute
-
 
 def estimate(shape: ModelShape, question: MemoryQuestion, factor: float = 1.0) -> MemoryEstimate:
     """`factor`: by which what was measured of earlier runs corrects weights, caches and overhead (MEM-3).
@@ -125,11 +121,11 @@ def _llamacpp(shape: ModelShape, question: MemoryQuestion) -> MemoryEstimate:
 
 def _run(shape: ModelShape, question: MemoryQuestion, backend: Backend) -> Run:
     """As src/llama-context.cpp and llama-kv-cache-iswa.cpp divide the context among streams and windows."""
-    total = _padded(_context(shape, question) * question.slots)
-    cells = _padded(total // question.slots)
+    asked = _context(shape, question) * question.slots
+    cells = _padded(_padded(asked) // question.slots)
     window = max((layer.window for layer in shape.layers), default=0)
     kind = known(LLAMACPP, question.cache_type, "f16")
-    return Run(cells, _padded(min(cells, window + MICRO_BATCH)), question.slots, kind, backend)
+    return Run(cells, _padded(min(cells, window + MICRO_BATCH)), question.slots, kind, backend, asked)
 
 
 def _padded(tokens: int) -> int:

@@ -9,7 +9,7 @@ where this is exact. Sizes are bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 ALIGNMENT = 64  # of the CPU's buffers; those of CUDA are aligned to 128
 BOUNDLESS = 1 << 62
@@ -21,7 +21,7 @@ IN_PLACE = frozenset({"add", "mul", "div", "scale", "rope", "rms_norm", "soft_ma
 class Node:
     """A tensor of the graph. `view_of`: shares the memory of that node. `external`: lives in another buffer.
 
-    `keep`: an output of the graph, never given back. The rest is the allocator's own book-keeping.
+    The rest is the allocator's own book-keeping.
     """
 
     operation: str
@@ -29,11 +29,10 @@ class Node:
     sources: tuple[Node, ...] = ()
     view_of: Node | None = None
     external: bool = False
-    keep: bool = False
     readers: int = 0
     views: int = 0
     offset: int = -1
-    allocated: bool = field(default=False)
+    allocated: bool = False
 
 
 class Heap:
@@ -48,7 +47,7 @@ class Heap:
         size = _aligned(size)
         best = len(self._free) - 1
         for index, (_, length) in enumerate(self._free[:-1]):
-            if length >= size and (best == len(self._free) - 1 or length <= self._free[best][1]):
+            if size <= length <= self._free[best][1]:
                 best = index
         offset, length = self._free[best]
         if length == size:
@@ -134,7 +133,7 @@ def _count(nodes: Sequence[Node]) -> None:
 
 
 def _place(heap: Heap, node: Node) -> None:
-    if node.allocated or node.external or node.view_of is not None:
+    if node.view_of is not None:
         return
     reused = _reusable(node) if node.operation in IN_PLACE else None
     if reused is not None:
@@ -149,7 +148,7 @@ def _reusable(node: Node) -> Node | None:
     """An operand of the same size that nobody else reads. A view is none: it owns no memory."""
     for source in node.sources:
         alone = source.readers == 1 and not source.views
-        if source.allocated and not source.keep and source.size == node.size and alone:
+        if source.allocated and source.size == node.size and alone:
             return source
     return None
 
@@ -162,6 +161,6 @@ def _release(heap: Heap, node: Node) -> None:
     if node.view_of is not None:
         owner = node.view_of
         owner.views -= 1
-    if owner.allocated and not owner.keep and not owner.readers and not owner.views:
+    if owner.allocated and not owner.readers and not owner.views:
         heap.give(owner.offset, owner.size)
         owner.allocated = False

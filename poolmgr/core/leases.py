@@ -118,7 +118,7 @@ def enqueue(table: LeaseTable, ask: LeaseAsk, now: float, settings: LeaseSetting
     if len(others) >= settings.max_waiters:
         message = f"{len(others)} requests wait already, the limit is {settings.max_waiters}"
         return table, [Answer(ask.lease_id, Refusal(RefusalReason.OVERLOADED, message))]
-    serial = replaced[0].serial if replaced else table.asked
+    serial = min((w.serial for w in replaced), default=table.asked)
     waiters = sorted([*others, Waiter(ask, now + ask.wait, serial)], key=lambda w: w.rank)
     superseded = Refusal(RefusalReason.POOL_FULL, f"a later try of request {ask.request_id} waits in its place")
     answers = [Answer(w.ask.lease_id, superseded) for w in replaced]

@@ -24,7 +24,7 @@ ROTATED = frozenset(
     {"q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "iq4_nl"}
 )  # caches that are rotated before they are stored
 KEY_FIRST = frozenset({"gemma2", "gemma3", "gpt-oss"})  # whose graphs have the key before the value
-ROTATION = 64  # rows of the Hadamard matrix that does it
+ROTATION = 64  # rows of the Hadamard matrix that does it, at least; heads that these do not divide are not rotated
 
 
 class Backend(StrEnum):
@@ -34,18 +34,22 @@ class Backend(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What an engine was asked for. `cells`, `window_cells`: of the caches of one stream, with and without a window."""
+    """What an engine was asked for. `cells`, `window_cells`: of the caches of one stream, without and with a window.
+
+    `context`: tokens of all slots as they were asked for, before any padding; 0: as many as there are cells.
+    """
 
     cells: int
     window_cells: int
     slots: int
     cache_type: str
     backend: Backend = Backend.CPU
+    context: int = 0
 
     @property
     def tokens(self) -> int:
         """Of the largest batch: a multiple of the slots."""
-        tokens = min(self.cells * self.slots, BATCH, MICRO_BATCH)
+        tokens = min(self.context or self.cells * self.slots, BATCH, MICRO_BATCH)
         return -(-tokens // self.slots) * self.slots
 
 
@@ -80,13 +84,11 @@ class _Builder:
         self._stream = self._embedding()
         self._positions = self._graph.input(4 * run.tokens)
         self._outputs = self._graph.input(4 * run.slots)
-        rotations = [self._graph.input(4 * ROTATION * ROTATION) for _ in "kv" if run.cache_type in ROTATED]
-        self._rotation = rotations[0] if rotations else None
+        self._rotations: dict[bool, Node] = {}
 
     def block(self, layer: LayerShape, last: bool) -> None:
         attention = self._latent if self._shape.latent else self._attention
         out = self._matrix(attention(layer, self._norm(self._stream)), self._shape.embedding_length)
-        self._graph.expand(out)
         residual = self._stream
         if last:
             self._rows = self._run.slots
@@ -97,8 +99,7 @@ class _Builder:
         self._stream = self._graph.expand(self._node("add", self._shape.embedding_length, fed, middle))
 
     def finish(self) -> int:
-        logits = self._matrix(self._norm(self._stream), max(1, self._shape.vocabulary))
-        logits.keep = True
+        logits = self._matrix(self._norm(self._stream), self._shape.vocabulary)
         self._graph.expand(logits)
         return self._graph.reserve()
 
@@ -132,19 +133,36 @@ class _Builder:
         if windowed not in self._masks:
             tokens = self._run.tokens
             cells = self._run.window_cells if windowed else self._run.cells
-            indexes = (self._graph.input(8 * tokens), self._graph.input(8 * tokens))
+            # A latent cache has no values of its own.
+            indexes = (self._graph.input(8 * tokens), self._graph.input(0 if self._shape.latent else 8 * tokens))
             self._masks[windowed] = (*indexes, self._graph.input(2 * cells * tokens))
         return self._masks[windowed]
 
-    def _heads(self, node: Node, width: int, roped: bool = True) -> Node:
+    def _rotation(self, layer: LayerShape) -> Node | None:
+        """The matrix for a quantised cache, of which each kind of cache has one for its keys and one for its values.
+
+        That of the keys is as large as the powers of two that divide a head allow.
+        """
+        head = layer.query_width // max(1, self._shape.heads)
+        if self._run.cache_type not in ROTATED or not head or head % ROTATION:
+            return None
+        windowed = layer.window > 0
+        if windowed not in self._rotations:
+            rows = head & -head
+            self._rotations[windowed] = self._graph.input(4 * rows * rows)
+            self._graph.input(4 * ROTATION * ROTATION)
+        return self._rotations[windowed]
+
+    def _heads(self, layer: LayerShape, node: Node, width: int, roped: bool = True) -> Node:
         """One of query, key and value: projected, normed, turned, and rotated for a quantised cache."""
         node = view(self._matrix(node, width))
         if roped:
             if self._shape.query_key_norm:
                 node = self._norm(node)
             node = self._node("rope", width, node, self._positions)
-        if self._rotation is not None:
-            node = self._node("mul_mat", width, self._rotation, view(node))
+        rotation = self._rotation(layer)
+        if rotation is not None:
+            node = self._node("mul_mat", width, rotation, view(node))
         return self._graph.expand(node)
 
     def _store(self, node: Node, places: Node) -> None:
@@ -159,20 +177,21 @@ class _Builder:
         return (Node("cpy", 2 * width * cells * self._run.slots),)
 
     def _attention(self, layer: LayerShape, normed: Node) -> Node:
-        query = self._heads(normed, layer.query_width)
+        query = self._heads(layer, normed, layer.query_width)
         if self._shape.architecture in KEY_FIRST:
-            key = self._heads(normed, layer.key_width)
-            value = self._heads(normed, layer.value_width, roped=False)
+            key = self._heads(layer, normed, layer.key_width)
+            value = self._heads(layer, normed, layer.value_width, roped=False)
         else:
-            value = self._heads(normed, layer.value_width, roped=False)
-            key = self._heads(normed, layer.key_width)
+            value = self._heads(layer, normed, layer.value_width, roped=False)
+            key = self._heads(layer, normed, layer.key_width)
         key_places, value_places, mask = self._cache(layer)
         self._store(key, key_places)
         self._store(value, value_places)
         read = (*self._read(layer, layer.key_width), *self._read(layer, layer.value_width))
         out = self._node("flash_attn", layer.query_width, view(query), *read, mask)
-        if self._rotation is not None:
-            out = self._node("mul_mat", layer.query_width, self._rotation, view(out))
+        rotation = self._rotation(layer)
+        if rotation is not None:
+            out = self._node("mul_mat", layer.query_width, rotation, view(out))
         return self._graph.expand(view(out))
 
     def _latent(self, layer: LayerShape, normed: Node) -> Node:

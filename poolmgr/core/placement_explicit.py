@@ -67,6 +67,14 @@ def stages_of(ratios: Sequence[float], layers: int) -> tuple[Stage, ...]:
     return tuple(Stage(place, first, end - 1) for place, (first, end) in runs if end > first)
 
 
+def in_ratio_order(ratios: Sequence[float], layers: int, device_ids: Sequence[str]) -> tuple[str, ...]:
+    """A choice's devices, as the ratios have them: asked for again like that, each has the layers that it had."""
+    with_layers = [stage.device for stage in stages_of(ratios, layers)]
+    without = [place for place in range(len(ratios)) if place not in with_layers]
+    by_place = dict(zip((*with_layers, *without), device_ids, strict=True))
+    return tuple(by_place[place] for place in range(len(ratios)))
+
+
 def _needs(estimate: MemoryEstimate, stages: Sequence[Stage], count: int) -> Sequence[int]:
     """Bytes by ratio. A device without layers is seen by the engine, and has its overhead."""
     needs = [estimate.overhead_bytes] * count

@@ -122,7 +122,7 @@ def _evenness(plan: SplitPlan) -> float:
     """The smallest share of a device's free memory that stays free."""
     shares = [1.0]
     for each in plan.assignments:
-        left = plan.headroom_bytes.get(each.device_id, 0)
+        left = plan.headroom_bytes[each.device_id]
         free = left + each.weight_bytes + each.kv_bytes + each.overhead_bytes
         shares.append(left / free if free else 1.0)
     return min(shares)
@@ -186,7 +186,7 @@ def _nothing_fits(
         if across.fits:
             message = "it fits only over devices of several sockets: allow that, or free memory within one"
             return Lost(refusal(Refused.NUMA_SPLIT, message, {"devices": len(across.assignments)}), 0, fates)
-    plan = min(refused, key=lambda one: (one.refusal is None, _missing(one) or float("inf")))
+    plan = min(refused, key=lambda one: _missing(one) or float("inf"))
     told = plan.refusal
     if told is None:
         raise InternalError("a plan that does not fit says no reason")

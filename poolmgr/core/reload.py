@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from poolmgr.core import leases, restart
 from poolmgr.core.effects import Commit, Effect, NoteName, Verify
+from poolmgr.core.ending import NOT_ITS_OWN
 from poolmgr.core.leases import LeaseTable
 from poolmgr.core.lifecycle import Trigger
 from poolmgr.core.memo import MAX_GENERATIONS, RolledBack
@@ -284,7 +285,8 @@ def _fail(turn: Turn, step: Step, error: PoolError | None) -> None:
     message = f"reload to generation {reload.generation}: {error.message}"
     before = next((r.times for r in pool.rolled_back if _alike(r.spec, reload.spec)), 0)
     others = tuple(r for r in pool.rolled_back if not _alike(r.spec, reload.spec))
-    back = RolledBack(reload.generation, reload.spec, before + 1)
+    times = before if error.reason in NOT_ITS_OWN else before + 1  # nothing is said of the generation by a full GPU
+    back = RolledBack(reload.generation, reload.spec, times)
     turn.set(last_error=replace(error, message=message), rolled_back=(*others, back)[-MAX_GENERATIONS:])
     if reload.comeback:
         _retire_after_all(turn, step)
@@ -304,7 +306,7 @@ def _put_aside(turn: Turn) -> None:
     discard_home(inner)
     turn.do(*inner.effects)
     table = leases.remember(turn.pool.leases, side.leases, turn.pool.lease_settings)
-    turn.set(beside=None, leases=table._replace(elsewhere=0))
+    turn.set(beside=None, leases=table)  # of which none are elsewhere any more: `pool.step` counts them
 
 
 def _finish(turn: Turn, outcome: str, why: str) -> None:
@@ -335,11 +337,10 @@ def _ms(turn: Turn, reload: Reload) -> int:
 def adopted_beside(turn: Turn, step: Step, fact: AdoptedBeside) -> None:
     """Takes over the second engine. It stays as it is until `Recovered`."""
     phase = ReloadPhase.RETIRING if fact.retiring else ReloadPhase.ENDING
-    seconds = fact.spec.drain_deadline if fact.retiring else 0.0
     target = turn.pool.generation if fact.retiring else fact.generation
     turn.set(
         beside=changed(_alone(turn, fact.spec, fact.generation), wanted=True),
-        reload=Reload(target, fact.spec, phase, seconds, turn.at.now),
+        reload=Reload(target, fact.spec, phase, fact.spec.drain_deadline, turn.at.now),
     )
     _tell(turn, step, fact.adopted)
 

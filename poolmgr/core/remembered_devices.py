@@ -31,7 +31,8 @@ def first_seen(device: Device, told: Remembered | None, offset: float, now: floa
     if told is None:
         return Record(device, since=now)
     until = None if told.until is None else told.until - offset
-    record = Record(device, told.health, told.reason, told.since - offset, until, told.length, told.proved)
+    since = told.since - offset if told.since else now  # nothing is kept of how long it has been healthy
+    record = Record(device, told.health, told.reason, since, until, told.length, told.proved)
     return cordons.ordered(record, told.cordon, now + offset)
 
 

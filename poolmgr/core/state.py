@@ -42,7 +42,7 @@ class EngineRun:
     generation: int
     started: float
     progressed: float
-    adopted: bool = False
+    adopted: bool
     main_alive: bool = True
     ready_at: float | None = None
     kill_at: float | None = None
@@ -134,6 +134,7 @@ class Pool:
     lease_settings: LeaseSettings
     leases: LeaseTable
     daemon_settings: SupervisionSettings
+    newest: int  # the highest generation number that was used
     state: PoolState = PoolState.PENDING
     reason: str = "declared"
     since: float = 0.0
@@ -150,7 +151,6 @@ class Pool:
     probes: int = 0  # sent so far, over all runs: an answer of an earlier run is never taken for this one's
     last_error: PoolError | None = None
     wanted: bool = False  # an engine; what an operator or a spec asked for last
-    newest: int = 0  # the highest generation number that was used
     judged: Judged = Judged()
     held_until: float | None = None  # no grants before: leases may be out that nobody here knows of
     recovering: bool = False  # until all that an earlier daemon left of it has been told

@@ -51,7 +51,6 @@ class Fingerprint(NamedTuple):
     resume_at: float | None
     restart_count: int
     last_error: PoolError | None
-    deleting: bool
     home: str
     progress: int
     run: ShownRun
@@ -71,7 +70,7 @@ def fingerprint(pool: Pool) -> Fingerprint:
     return Fingerprint(
         pool.pool_id, pool.spec, pool.origin, pool.generation, pool.create_time, seen.state, seen.reason,
         leases.slots, len(leases.live) + leases.elsewhere, len(leases.waiters), pool.policy.breaker_state,
-        pool.resume_at, pool.restart_count, pool.last_error, pool.deleting and seen.state is PoolState.READY,
+        pool.resume_at, pool.restart_count, pool.last_error,
         seen.home.engine_id if seen.home else "", _progress(seen),
         _NO_RUN if run is None else ShownRun(
             run.engine_id, run.pid, run.port, run.started, run.main_alive, run.adopted, run.ready_at, run.facts,
@@ -99,7 +98,7 @@ def _of_registered(pool: Pool, run: RegisteredRun) -> Fingerprint:
     return Fingerprint(
         pool.pool_id, pool.spec, pool.origin, pool.generation, pool.create_time, pool.state, pool.reason,
         pool.leases.slots, len(pool.leases.live), len(pool.leases.waiters), pool.policy.breaker_state,
-        None, 0, pool.last_error, pool.deleting and pool.state is PoolState.READY, "", 0,
+        None, 0, pool.last_error, "", 0,
         ShownRun(
             engine.engine_id, engine.pid, main_alive=alive, ready_at=run.ready_at,
             facts=EngineFacts(version=engine.version), endpoint=engine.endpoint,
@@ -138,8 +137,7 @@ PHASES = {
 def view(of: Fingerprint, revision: int, wall_offset: float) -> PoolView:
     """The pool as others see it. `wall_offset`: Unix time minus boot time, in seconds."""
     run = of.run
-    ready = of.state is PoolState.READY and not of.deleting
-    measured = run.ready_at is not None and run.started is not None and not run.adopted
+    ready = of.state is PoolState.READY
     return PoolView(
         pool_id=of.pool_id,
         spec=of.spec,
@@ -170,7 +168,7 @@ def view(of: Fingerprint, revision: int, wall_offset: float) -> PoolView:
         start_time=_wall(run.started, wall_offset),
         ready_time=_wall(run.ready_at, wall_offset),
         context_length=run.facts.context_length,
-        load_time=(run.ready_at or 0.0) - (run.started or 0.0) if measured else None,
+        load_time=_load_time(run),
         memory_bytes=run.ready_usage.rss_bytes if run.ready_usage else None,
         reload_phase=of.reload_phase,
         reload_generation=of.reload_generation,
@@ -181,6 +179,13 @@ def view(of: Fingerprint, revision: int, wall_offset: float) -> PoolView:
 
 def _endpoint(run: ShownRun) -> str:
     return f"127.0.0.1:{run.port}" if run.port else run.endpoint
+
+
+def _load_time(run: ShownRun) -> float | None:
+    """Seconds; None of an engine whose load nobody here has seen."""
+    if run.ready_at is None or run.started is None or run.adopted:
+        return None
+    return run.ready_at - run.started
 
 
 def _wall(at: float | None, offset: float) -> float | None:
@@ -214,7 +219,7 @@ def engine_views(pool: Pool, wall_offset: float, directory: Callable[[str], str]
 
 def _registered_view(pool: Pool, run: RegisteredRun, wall_offset: float) -> EngineView:
     """Its endpoint is shown in every state: it may be there when nobody hears of it."""
-    engine, serves = run.engine, pool.state is PoolState.READY and not pool.deleting and pool.held_until is None
+    engine, serves = run.engine, pool.state is PoolState.READY and pool.held_until is None
     return EngineView(
         engine_id=engine.engine_id,
         pool_id=pool.pool_id,

@@ -92,7 +92,15 @@ class DeviceGate:
     # Their memory.
 
     async def starts(self, engine_id: str, devices: Sequence[str]) -> None:
-        self._before[engine_id] = await self._uses(devices) if devices else {}
+        """Looks twice: an engine that ends between the two questions of one look would make the baseline too low."""
+        if not devices:
+            self._before[engine_id] = {}
+            return
+        one, two = await self._uses(devices), await self._uses(devices)
+        self._before[engine_id] = {
+            name: max((look[name] for look in (one, two) if name in look), key=lambda use: vram.unaccounted(use) or 0)
+            for name in {*one, *two}
+        }
 
     async def released(self, engine_id: str, devices: Sequence[str], pids: Sequence[int]) -> None:
         before, until = self._before.pop(engine_id, {}), self._clock.now() + RELEASE_SECONDS

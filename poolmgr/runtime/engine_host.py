@@ -22,12 +22,11 @@ from poolmgr.core.messages import (
     StartRefused,
 )
 from poolmgr.core.permits import Ask, Place
-from poolmgr.core.state import EngineRun, owner, spec_of, version
+from poolmgr.core.state import owner, spec_of, version
 from poolmgr.errors import ClientError, EnvironmentFault, InternalError, PoolmgrError, Reason
 from poolmgr.model.engine import ExitRecord, LaunchSpec, ProcessIdentity, RecoveredEngine
 from poolmgr.model.pool import (
     EngineName,
-    PoolRecord,
     PoolSpec,
     PoolState,
 )
@@ -35,7 +34,7 @@ from poolmgr.ports import Clock, EngineKind, Ports, Probe, Rng, Runtime, Workers
 from poolmgr.runtime.device_gate import CpuOnly, Gate
 from poolmgr.runtime.engine_link import EngineLink, Gpus, Wake, answer, told
 from poolmgr.runtime.keyed import KeyedLocks
-from poolmgr.runtime.marks import mark_of, still_serves
+from poolmgr.runtime.marks import mark_of, over, record_of, still_serves
 from poolmgr.runtime.permits import StartPermits
 from poolmgr.runtime.places import (
     DEVICE_VARIABLE,
@@ -58,6 +57,8 @@ PERMANENT_ERRNO = frozenset({errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.EN
 Undo = Callable[[str], Awaitable[None]]  # of Runtime: rest or remove
 
 PERMIT_SECONDS = 7200.0  # no start takes longer than that
+PLACES_TRIED = 8  # by one start, while each place that it finds is gone when its turn comes
+TAKEN_AGAIN = f"{PLACES_TRIED} places that were found were gone when it was this start's turn"
 
 NO_COMMAND_LINE: tuple[str, ...] = ()  # of an engine that was found running and could not be started now
 
@@ -82,17 +83,6 @@ class Beside:
 
     spec: PoolSpec
     retiring: bool
-
-
-def _over(run: EngineRun | None, started: ProcessIdentity) -> bool:
-    """Whether this start has succeeded, or nothing of it is left."""
-    return run is None or run.ready_at is not None or (run.pid, run.ticks) != (started.pid, started.start_ticks)
-
-
-def record_of(actor: PoolActor, spec: PoolSpec, generation: int) -> PoolRecord:
-    """What the pool can be made of again if the store is lost and this engine is not (PROC-7)."""
-    pool = actor.pool
-    return PoolRecord(pool.pool_id, spec, generation, pool.origin, pool.create_time)
 
 
 class EngineHost:
@@ -241,6 +231,16 @@ class EngineHost:
             engine.engine_id, who.pid, engine.port, current or beside is not None, slots, who.start_ticks, now.plan
         )
         link.begin(adopted if beside is None else AdoptedBeside(adopted, spec, generation, beside.retiring))
+        if devices_in(now.env):
+            self._spawn(self._still_starts(actor, engine, who), "adopted start")
+
+    async def _still_starts(self, actor: PoolActor, engine: RecoveredEngine, who: ProcessIdentity) -> None:
+        """It may be loading, and nobody else is to size itself against it (PRE-7): until it is READY, or gone."""
+        devices = devices_in(self._launches[engine.engine_id].env)
+        ask = Ask(f"{engine.engine_id} adopted", actor.pool.pool_id, devices, first=False)
+        with self._permits.taken(ask):
+            far = self._clock.now() + PERMIT_SECONDS
+            await actor.until(lambda pool: over(owner(pool, engine.engine_id).engine, who), far)
 
     def _launch_of(self, actor: PoolActor, engine: RecoveredEngine, spec: PoolSpec, generation: int) -> LaunchSpec:
         """How it would be launched now."""
@@ -275,13 +275,15 @@ class EngineHost:
         generation, pool_id = effect.generation, actor.pool.pool_id
         seeker = Seeker(spec, engine_id, pool_id, generation, self._chosen.get(engine_id, ()))
         try:
-            placed = await self._outside.places.find(seeker)
-            while not await self._start_at(actor, effect, seeker, placed):
+            for _ in range(PLACES_TRIED):
                 placed = await self._outside.places.find(seeker)
+                if await self._start_at(actor, effect, seeker, placed):
+                    return
+            refused = StartRefused(Reason.DEVICE_UNAVAILABLE, TAKEN_AGAIN, False, generation)
         except PoolmgrError as error:
             permanent = isinstance(error, ClientError)
             refused = StartRefused(error.reason, error.message, permanent, generation)
-            self._refused(actor, effect, engine_id, refused)
+        self._refused(actor, effect, engine_id, refused)
 
     async def _start_at(self, actor: PoolActor, effect: Start, seeker: Seeker, placed: Placed) -> bool:
         """False where the place is gone once it is this start's turn: whoever sized itself before took more than was
@@ -299,7 +301,7 @@ class EngineHost:
             return actor.until(lambda pool: version(pool, generation).state is not PoolState.PROVISIONING, far)
 
         async with self._permits.hold(ask, told, withdrawn) as granted:
-            if not granted:
+            if not granted or version(actor.pool, generation).state is not PoolState.PROVISIONING:
                 refused = StartRefused("", "asked to end while it waited", False, generation)
                 self._refused(actor, effect, engine_id, refused)
                 return True
@@ -309,7 +311,7 @@ class EngineHost:
             identity = await self._start_now(actor, effect, seeker, again)
             if identity is not None:
                 # One that failed is over once nothing of it is left: till then it holds what others would size by.
-                await actor.until(lambda pool: _over(owner(pool, engine_id).engine, identity), far)
+                await actor.until(lambda pool: over(owner(pool, engine_id).engine, identity), far)
         return True
 
     async def _start_now(

@@ -87,17 +87,27 @@ class Estimates:
         return memory.factor(self._table, LearnedKey(key.engine, version, key.model, key.settings))
 
     def learn(self, spec: PoolSpec, version: str, lesson: Lesson) -> tuple[MemoryMiss, ...]:
-        """After an engine has become READY. Returns the shares that were more than 10 % off."""
+        """After an engine has become READY. Returns the shares that were more than 10 % off.
+
+        One that takes what it is told shows what it was told, and not what it needs: learned from, that would be more
+        with each run.
+        """
         question = self._question(spec)
         if question is None:
             return ()
         bare = _spec_key(spec, question)
         key = LearnedKey(bare.engine, version, bare.model, bare.settings)
         told = (lesson.predicted, lesson.measured, self._clock.wall(), lesson.factor)
-        self._table, misses = memory.learn(self._table, key, *told)
-        self._versions[bare] = version
-        self._changed()
+        table, misses = memory.learn(self._table, key, *told)
+        if not self.takes_what_it_is_told(spec):
+            self._table = table
+            self._versions[bare] = version
+            self._changed()
         return misses
+
+    def takes_what_it_is_told(self, spec: PoolSpec) -> bool:
+        """Whether an engine of this pool is told which share of each device it is to take, and takes that."""
+        return bool(self._outside.kinds[spec.engine].told_share(spec, 1.0))
 
     def _changed(self) -> None:
         self._wanted = memory.encode(self._table)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from poolmgr.core.effects import NoteName
 from poolmgr.core.messages import DevicesChanged, Evacuate
 from poolmgr.core.state import Pool
 from poolmgr.model.pool import PoolState
 from poolmgr.runtime.bus import Noted
+from poolmgr.runtime.places import NO_MASK
 from poolmgr.runtime.pool_actor import PoolActor
 from poolmgr.runtime.supervisor import Supervisor
+
+# After these a pool that was asked to leave a device, and could not, can.
+_SETTLED: Final = (NoteName.POOL_READY, NoteName.RELOAD_FINISHED)
 
 
 class Leaving:
@@ -37,9 +42,17 @@ class Leaving:
                 actor.tell(DevicesChanged())
 
     def _noted(self, noted: Noted) -> None:
-        """One that was starting, or was found running, when its device was to be left, leaves it once it serves."""
-        actor = self._supervisor.find(noted.pool.pool_id)
-        if noted.note.name is not NoteName.POOL_READY or actor is None:
+        note = noted.note
+        if note.name in _SETTLED:
+            self._settled(noted.pool.pool_id)
+        elif _has_ended(noted) and noted.pool.spec.device_mask not in NO_MASK:
+            self.devices_changed()  # its memory is back
+
+    def _settled(self, pool_id: str) -> None:
+        """One that was starting, found running or on its way to another generation when its device was to be left,
+        leaves it once it serves."""
+        actor = self._supervisor.find(pool_id)
+        if actor is None:
             return
         for device_id in self._devices(actor.pool):
             if reason := self._to_leave(device_id):
@@ -47,6 +60,12 @@ class Leaving:
 
     def _devices(self, pool: Pool) -> tuple[str, ...]:
         return self._supervisor.engines.devices_of(pool.engine.engine_id) or () if pool.engine else ()
+
+
+def _has_ended(noted: Noted) -> bool:
+    """Whether nothing is left of an engine, on its GPUs neither."""
+    note = noted.note
+    return note.name is NoteName.POOL_TRANSITION and note.fields.get("old_state") == str(PoolState.STOPPING)
 
 
 def _evacuate(actor: PoolActor, device_id: str, reason: str) -> None:

@@ -6,6 +6,7 @@ ends when the engine has become READY, failed or gone. What engines and stranger
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,6 +20,8 @@ from poolmgr.ports import Clock, Telemetry
 from poolmgr.runtime.devices import DeviceRegistry
 
 ASK_SECONDS: Final = 2.0
+# An engine that took less than was set aside for it by no more than this has left nothing that anybody waits for.
+FREED_BYTES: Final = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +45,19 @@ class Reading:
 
 
 class Ledger:
-    """Used on the event loop only. `on_freed` hears when something that was reserved is free again."""
+    """Used on the event loop only. `on_freed` hears when something that was reserved is free again.
+
+    However many starts ask for a look at once, the driver is asked by one at a time: it answers one question after the
+    other, and refuses to have too many of them open.
+    """
 
     def __init__(self, registry: DeviceRegistry, telemetry: Telemetry, clock: Clock) -> None:
         self._registry = registry
         self._telemetry = telemetry
         self._clock = clock
         self._reserved: dict[str, Reservation] = {}
+        self._turn = asyncio.Lock()
+        self._next: asyncio.Future[Reading] | None = None  # the look that has not begun
         self.on_freed: Callable[[], None] = lambda: None
         registry.reserved = self.claims
 
@@ -65,10 +74,22 @@ class Ledger:
         self, engine_id: str, pool_id: str, bytes_by_device: Mapping[str, int], factor: float | None = None
     ) -> None:
         """In place of what the engine had before."""
+        before = self.of(engine_id)
         self._reserved[engine_id] = Reservation(pool_id, dict(bytes_by_device), self._clock.now(), factor)
+        if any(size > bytes_by_device.get(device_id, 0) for device_id, size in before.items()):
+            self.on_freed()
 
     def release(self, engine_id: str) -> None:
         if self._reserved.pop(engine_id, None) is not None:
+            self.on_freed()
+
+    def settle(self, engine_id: str, measured: Mapping[str, int | None]) -> None:
+        """What it holds counts from now on in place of what was set aside for it."""
+        held = self._reserved.pop(engine_id, None)
+        if held is None:
+            return
+        taken = {device_id: measured.get(device_id) or 0 for device_id in held.bytes_by_device}
+        if any(size - taken[device_id] > FREED_BYTES for device_id, size in held.bytes_by_device.items()):
             self.on_freed()
 
     def claims(self) -> Sequence[Claim]:
@@ -82,6 +103,25 @@ class Ledger:
         ]  # fmt: skip
 
     async def look(self, devices: Sequence[str]) -> Reading:
+        """One look that begins after it was asked for; those who wait for one share it."""
+        while (shared := self._next) is not None:
+            try:
+                return await asyncio.shield(shared)
+            except asyncio.CancelledError:
+                if not shared.cancelled():
+                    raise  # it is us who are not waited for any more; else whoever was to look for all is gone
+        mine: asyncio.Future[Reading] = asyncio.get_running_loop().create_future()
+        self._next = mine
+        try:
+            async with self._turn:
+                self._next = None
+                mine.set_result(await self._look(devices))
+        finally:
+            self._next = None if self._next is mine else self._next
+            mine.cancel()  # of no effect where it has its result
+        return mine.result()
+
+    async def _look(self, devices: Sequence[str]) -> Reading:
         """Asks the driver: for the processes first, or memory that is taken in between would be in neither."""
         await self._registry.look_at_processes()
         claims = self._registry.claims()

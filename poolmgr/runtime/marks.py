@@ -1,4 +1,4 @@
-"""Whether an engine that runs is what its pool asks for."""
+"""What an engine was started for, and whether it still is what its pool asks for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 from poolmgr.core.starting import engine_arguments
-from poolmgr.model.engine import LaunchSpec
-from poolmgr.model.pool import PoolSpec
+from poolmgr.core.state import EngineRun
+from poolmgr.model.engine import LaunchSpec, ProcessIdentity
+from poolmgr.model.pool import PoolRecord, PoolSpec
+from poolmgr.runtime.pool_actor import PoolActor
 
 
 def mark_of(spec: PoolSpec) -> str:
@@ -36,3 +38,14 @@ def still_serves(before: LaunchSpec, now: LaunchSpec) -> bool:
     if not before.mark:
         return before.generation == now.generation
     return before.mark == now.mark and now.slots <= before.slots
+
+
+def over(run: EngineRun | None, started: ProcessIdentity) -> bool:
+    """Whether this start has succeeded, or nothing of it is left."""
+    return run is None or run.ready_at is not None or (run.pid, run.ticks) != (started.pid, started.start_ticks)
+
+
+def record_of(actor: PoolActor, spec: PoolSpec, generation: int) -> PoolRecord:
+    """What the pool can be made of again if the store is lost and this engine is not (PROC-7)."""
+    pool = actor.pool
+    return PoolRecord(pool.pool_id, spec, generation, pool.origin, pool.create_time)

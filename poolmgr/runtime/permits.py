@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from poolmgr.core.permits import Ask, Place, grants
 
@@ -34,6 +34,16 @@ class StartPermits:
             yield granted.done()
         finally:
             self._waiting.pop(ask.key, None)
+            self._running.pop(ask.key, None)
+            self._decide()
+
+    @contextmanager
+    def taken(self, ask: Ask) -> Iterator[None]:
+        """By a start that nobody here has made: it waits for nobody, and others wait for it."""
+        self._running[ask.key] = ask
+        try:
+            yield
+        finally:
             self._running.pop(ask.key, None)
             self._decide()
 

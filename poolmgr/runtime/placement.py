@@ -83,6 +83,7 @@ class Placement:
         return plan(request, self._planner.search)
 
     def _candidates(self, reading: Reading, engine_id: str = "") -> Sequence[Candidate]:
+        self._registry.engines_changed()
         devices = self._registry.present()
         entries = self._ledger.entries(reading, devices, besides=engine_id)
         return [self._candidate(device, entries[device.device_id], engine_id) for device in sorted(devices, key=_order)]
@@ -90,10 +91,12 @@ class Placement:
     def _candidate(self, device: Device, memory: LedgerEntry, engine_id: str) -> Candidate:
         view, sample = self._registry.device(device.device_id).view, self._telemetry.latest(device.device_id)
         fresh = sample is not None and sample.age <= STALE_SECONDS
+        # To be asked only where something is in the way: that puts down all memory of the host to its holders anew.
+        refused = view.refusal is not None
         return Candidate(
             device,
             memory,
-            self._registry.admits(device.device_id, engine_id),
+            self._registry.admits(device.device_id, engine_id) if refused else None,
             degraded=view.state is DeviceState.DEGRADED,
             probation=view.state is DeviceState.PROBATION,
             state_known=self._registry.answers,
@@ -126,8 +129,10 @@ class Placement:
         if query.host is not None:
             mask = masks.parse(query.mask, [one.device for one in query.host])
             return await self._workers.run(self._place, asked(query, mask, estimate), query.host, ())
-        mask = self._registry.parse_mask(query.mask)
-        return self.decide(asked(query, mask, estimate), await self.look())
+        ask = asked(query, self._registry.parse_mask(query.mask), estimate)
+        # Nothing is set aside for the answer, and looking for evictions may take seconds: not on the event loop.
+        candidates, idle = self._candidates(await self.look()), self.idle() if ask.evict else ()
+        return await self._workers.run(self._place, ask, candidates, idle)
 
     async def _estimated(self, of: object) -> MemoryEstimate | None:
         if isinstance(of, MemoryQuestion):

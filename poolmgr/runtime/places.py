@@ -9,14 +9,16 @@ from typing import Final, Protocol
 
 from poolmgr.core.effects import NoteName
 from poolmgr.core.masks import cuda_visible_devices
+from poolmgr.core.placement_explicit import in_ratio_order
+from poolmgr.core.placement_fates import in_gib
 from poolmgr.core.state import EngineRun
-from poolmgr.errors import ClientError, EnvironmentFault, Number, Reason
+from poolmgr.errors import ClientError, EnvironmentFault, Number, PoolmgrError, Reason
 from poolmgr.model.device import Device
 from poolmgr.model.device_health import DeviceNote, DeviceNoteName
 from poolmgr.model.engine import LaunchSpec
 from poolmgr.model.mask import Mask, MaskKind
 from poolmgr.model.memory import MemoryEstimate
-from poolmgr.model.placement import PlacementAsk, PlacementPlan, PlacementQuery
+from poolmgr.model.placement import PlacementAsk, PlacementPlan, PlacementQuery, Preference
 from poolmgr.model.plan import SplitPlan
 from poolmgr.model.pool import PoolSpec, SplitMode
 from poolmgr.runtime.bus import Bus, Noted
@@ -35,6 +37,8 @@ _FAULTS: Final[Mapping[str, Reason]] = {
     "SHARE_DOES_NOT_FIT": Reason.INSUFFICIENT_MEMORY,
     "MEMORY_UNKNOWN": Reason.TELEMETRY_STALLED,
 }
+# What the spec asks for and this host has not: no engine's end changes that.
+_WRONG_ASKS: Final = ("NOT_DIVISIBLE", "NOT_ENOUGH_DEVICES", "NUMA_SPLIT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +183,11 @@ class DevicePlaces:
             self._check_unknown(spec)
             return
         plan = self._placement.when_empty(_ask(spec, mask, estimate))
-        if plan.refusal is not None and plan.refusal.reason in _FAULTS:
-            numbers = {**plan.refusal.numbers, "missing_bytes": plan.missing_bytes}
-            raise ClientError(_FAULTS[plan.refusal.reason], f"even empty: {plan.refusal.message}", numbers=numbers)
+        refusal = plan.refusal
+        if refusal is not None and (refusal.reason in _FAULTS or refusal.reason in _WRONG_ASKS):
+            numbers = {**refusal.numbers, "missing_bytes": plan.missing_bytes, "refusal": refusal.reason}
+            reason = _FAULTS.get(refusal.reason, Reason.BAD_ARGUMENTS)
+            raise ClientError(reason, f"even empty: {refusal.message}", numbers=numbers)
 
     def _check_unknown(self, spec: PoolSpec) -> None:
         if spec.split.mode is not SplitMode.NONE:
@@ -207,24 +213,52 @@ class DevicePlaces:
         if mask.kind is MaskKind.NONE:
             return Placed()
         estimate = await self._estimates.of_spec(seeker.spec)
-        if estimate is None and mask.kind is MaskKind.DEVICES:
-            return self._as_named(mask, seeker)
-        ask = _ask(seeker.spec, mask, estimate)
-        plan = self._choose(ask, seeker, await self._placement.look())
-        if plan.refusal is not None:
+        if estimate is None:
+            self._check_unknown(seeker.spec)
+            if mask.kind is MaskKind.DEVICES:
+                return self._as_named(mask, seeker)
+        mask, seeker = _as_asked(mask, seeker, estimate)
+        reading = await self._placement.look()
+        try:
+            plan = self._choose(_ask(seeker.spec, mask, estimate), seeker, reading)
+            if plan.refusal is not None:
+                raise _fault(plan)
+            share = largest_share(plan.bytes_by_device, self._registry.present())
+            reserved = self._to_reserve(seeker, plan, share, reading)
+        except PoolmgrError:
             self._ledger.release(seeker.engine_id)
-            raise _fault(plan)
+            raise
         factor = estimate.factor if estimate is not None else None
-        self._ledger.reserve(seeker.engine_id, seeker.pool_id, plan.bytes_by_device, factor)
-        share = largest_share(plan.bytes_by_device, self._registry.present())
-        return Placed(plan.device_ids, plan.split, plan.bytes_by_device, share)
+        self._ledger.reserve(seeker.engine_id, seeker.pool_id, reserved, factor)
+        return Placed(plan.device_ids, plan.split, reserved, share)
+
+    def _to_reserve(self, seeker: Seeker, plan: PlacementPlan, share: float, reading: Reading) -> Mapping[str, int]:
+        """Bytes by device. An engine that is told a share takes as much of each device, however large that is.
+
+        Raises EnvironmentFault(INSUFFICIENT_MEMORY) where a device has that no more.
+        """
+        if len(plan.device_ids) == 1 or not self._estimates.takes_what_it_is_told(seeker.spec):
+            return plan.bytes_by_device
+        devices = [one for one in self._registry.present() if one.device_id in plan.bytes_by_device]
+        entries = self._ledger.entries(reading, devices, besides=seeker.engine_id)
+        takes = {one.device_id: math.floor(share * (one.vram_total_bytes or 0)) for one in devices}
+        missing = {name: size - (entries[name].free_bytes or 0) for name, size in takes.items()}
+        short = max(missing, key=lambda name: missing[name])
+        if missing[short] > 0:
+            message = (
+                f"{seeker.spec.engine} takes the same share of every device: {share:.1%}, which the smallest of them "
+                f"needs, are {in_gib(takes[short])} of {short}, {in_gib(missing[short])} more than it has free"
+            )
+            numbers: dict[str, Number] = {"device_id": short, "share": share, "missing_bytes": missing[short]}
+            raise EnvironmentFault(Reason.INSUFFICIENT_MEMORY, message, numbers=numbers)
+        return takes
 
     def _mask_now(self, seeker: Seeker) -> Mask:
         """What an index means changes when a card goes: an engine keeps the cards that its mask meant first (DEV-2)."""
         spec, before = seeker.spec, seeker.before
         try:
             mask = self._mask(spec)
-            if before and mask.kind is MaskKind.DEVICES:
+            if before and mask.kind is MaskKind.DEVICES and _names_indices(spec.device_mask):
                 kept = self._mask(replace(spec, device_mask=",".join(before)))
                 return mask if set(kept.device_ids) <= set(mask.device_ids) else kept
         except ClientError as error:
@@ -242,12 +276,17 @@ class DevicePlaces:
         return Placed(mask.device_ids)
 
     def _choose(self, ask: PlacementAsk, seeker: Seeker, reading: Reading) -> PlacementPlan:
-        """Where it was before, if that still does: its model may be in that node's file cache, and leases know it."""
+        """Where it was before, if that still does: its model may be in that node's file cache, and leases know it.
+
+        In the same order, or the choice is made anew: over fewer devices another order may be the best one, and a start
+        that asks whether its place still does would be sent from one to the other and back for ever.
+        """
         shunned = self._shunned(seeker.pool_id, seeker.generation)
         if seeker.before and not shunned & set(seeker.before):
             again = replace(ask, mask=seeker.before, exact=True)
             plan = self._placement.decide(again, reading, seeker.engine_id)
-            if plan.refusal is None:
+            same = plan.device_ids == seeker.before or ask.split is SplitMode.EXPLICIT
+            if plan.refusal is None and same:
                 return plan
         return self._placement.decide(ask, reading, seeker.engine_id, shunned)
 
@@ -279,11 +318,13 @@ class DevicePlaces:
 
     async def _measure(self, run: EngineRun, spec: PoolSpec) -> None:
         """It has all the memory that it takes: that is what counts from now on, and what is learned from (MEM-3)."""
+        predicted, factor = self._ledger.of(run.engine_id), self._ledger.factor(run.engine_id)
         await self._registry.look_at_processes()
+        if self._ledger.of(run.engine_id) is not predicted:
+            return  # it has ended meanwhile; what is set aside now is its next run's
         held = [claim for claim in self._registry.claims() if claim.engine_id == run.engine_id and claim.pids]
         measured = {claim.device_id: claim.measured_bytes for claim in held}
-        predicted, factor = self._ledger.of(run.engine_id), self._ledger.factor(run.engine_id)
-        self._ledger.release(run.engine_id)
+        self._ledger.settle(run.engine_id, measured)
         if factor is None:  # nobody knows what it was predicted from
             return
         for miss in self._estimates.learn(spec, run.facts.version, Lesson(predicted, measured, factor)):
@@ -293,8 +334,28 @@ class DevicePlaces:
 
 
 def _ask(spec: PoolSpec, mask: Mask, estimate: MemoryEstimate | None) -> PlacementAsk:
-    query = PlacementQuery(spec.device_mask, spec.split, estimate, engine=spec.engine, device_count=_count(estimate))
+    # What takes nobody knows how much goes where most is left, and not onto the fullest device on which 0 bytes fit.
+    preference = Preference.SPREAD if estimate is None else Preference.BIN_PACK
+    count = _count(estimate)
+    query = PlacementQuery(
+        spec.device_mask, spec.split, estimate, engine=spec.engine, device_count=count, preference=preference
+    )
     return asked(query, mask, estimate)
+
+
+def _names_indices(mask: str) -> bool:
+    """Whether what it means depends on which cards are there."""
+    return mask != "all" and any(part.strip()[:1].isdigit() for part in mask.split(","))
+
+
+def _as_asked(mask: Mask, seeker: Seeker, estimate: MemoryEstimate | None) -> tuple[Mask, Seeker]:
+    """What it had before stands in the order of the engine's stages; ratios are given in the order of the mask."""
+    before, split = seeker.before, seeker.spec.split
+    if estimate is None or split.mode is not SplitMode.EXPLICIT or len(before) != len(split.ratios):
+        return mask, seeker
+    ordered = in_ratio_order(split.ratios, len(estimate.model.layers), before)
+    kept = mask.device_ids == before
+    return replace(mask, device_ids=ordered) if kept else mask, replace(seeker, before=ordered)
 
 
 def _count(estimate: MemoryEstimate | None) -> int:

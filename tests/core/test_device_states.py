@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poolmgr.core import cordons
 from poolmgr.core import devices as fold
-from poolmgr.core.device_states import HEALTH, TIMED, Record, Signal, admits, moved, shown
-from poolmgr.core.remembered_devices import Remembered
+from poolmgr.core.device_states import HEALTH, RESETS, TIMED, Record, Signal, admits, credited, moved, shown
+from poolmgr.core.remembered_devices import Remembered, first_seen
 from poolmgr.errors import ClientError, InternalError, Reason
 from poolmgr.model.claim import Claim, ClaimKind
 from poolmgr.model.device import Absence, DeviceState, Discovery, DriverEvent, DriverEventKind, RecoveryAction
@@ -24,6 +25,7 @@ from poolmgr.model.device_health import (
     Severity,
     Verdict,
 )
+from poolmgr.model.xid import XIDS, XidOrigin, XidSeverity
 from poolmgr.testing.devices import a_gpu, an_instance
 
 S, N = DeviceState, DeviceNoteName
@@ -558,3 +560,326 @@ def test_whatever_happens_the_budget_holds_and_refusals_agree_with_states(events
             out = state in (S.QUARANTINED, S.RESETTING, S.OFFLINE) or record.cordon or record.action in RESTRAINED
             assert refused is not None or not out
             assert out or refused is None or record.health is S.PROBATION
+
+
+# What is told.
+
+
+def test_a_device_that_is_missing_is_told_with_its_name_its_index_and_its_gpu():
+    gpu = replace(a_gpu(3), mig_mode=True)
+    slice_ = an_instance(gpu, 0)
+    bench = Bench(gpu, slice_, replace(a_gpu(1), index=None))
+    bench.vanish()
+    told = {note.device_id: note.fields for note in bench.noted(N.MISSING)}
+    assert told == {
+        gpu.device_id: {"name": gpu.name, "index": "3"},
+        slice_.device_id: {"name": slice_.name, "index": "", "parent": gpu.device_id},
+        a_gpu(1).device_id: {"name": a_gpu(1).name, "index": ""},
+    }
+
+
+@pytest.mark.parametrize(
+    ("holders", "text"),
+    [
+        (("a",), "held by a"),
+        (("b", "a", "b"), "held by a, b"),
+        (("c", "b", "a"), "held by a, b, c"),
+        (("d", "c", "b", "a"), "held by a, b, c and 1 more"),
+        (("e", "d", "c", "b", "a"), "held by a, b, c and 2 more"),
+    ],
+)
+def test_three_of_those_who_hold_a_device_are_named_and_the_others_counted(holders, text):
+    claims = tuple(
+        Claim(f"c{n}", "GPU-a", ClaimKind.PROCESS, holder, 0.0, engine_id="") for n, holder in enumerate(holders)
+    )
+    assert shown(Record(a_gpu(), claims=claims)) == (S.ALLOCATED, text)
+
+
+@pytest.mark.behaviour("STATE-1")
+def test_of_a_healthy_device_nothing_is_remembered_but_its_cordon():
+    bench = four()
+    bench.claim(1, ClaimKind.ENGINE)
+    cordon = Cordon("new fan", 5.0)
+    bench.tell(fold.Cordoned(bench.devices[0].device_id, cordon))
+    expected = Remembered(S.AVAILABLE, "", 0.0, None, 0.0, 0.0, cordon)
+    assert fold.to_remember(bench.host) == {bench.devices[0].device_id: expected}
+
+
+@pytest.mark.behaviour("STATE-1")
+def test_work_that_is_proved_is_remembered_by_the_whole_minute():
+    bench = four()
+    bench.fault()
+    bench.wait(HOUR)
+    for seconds, proved in ((59.0, 0.0), (1.0, 60.0), (59.0, 60.0), (1.0, 120.0)):
+        bench.claim(0, ClaimKind.ENGINE)
+        bench.wait(seconds)
+        bench.claim(0, ClaimKind.ENGINE)
+        assert fold.to_remember(bench.host)[bench.devices[0].device_id].proved == proved
+    after = Bench(*bench.devices, remembered=fold.to_remember(bench.host), now=bench.now)
+    after.claim(0, ClaimKind.ENGINE)
+    after.wait(HOUR - 121.0)
+    assert after.state() is S.PROBATION
+    after.wait(1.0)
+    assert after.state() is S.ALLOCATED
+
+
+@pytest.mark.behaviour("DEV-2")
+def test_how_long_a_device_was_away_is_told_to_the_millisecond():
+    bench = four()
+    first, *rest = bench.devices
+    bench.look(*rest)
+    bench.wait(5.12345)
+    bench.look(first, *rest)
+    assert bench.noted(N.RETURNED)[0].fields == {"name": first.name, "away_seconds": 5.123}
+
+
+# What an XID means by its severity, where it is the hardware's and where it is not.
+MEANT = {
+    (XidSeverity.INFO, True): Severity.HARMLESS,
+    (XidSeverity.INFO, False): Severity.HARMLESS,
+    (XidSeverity.WARNING, True): Severity.STRAIN,
+    (XidSeverity.WARNING, False): Severity.HARMLESS,
+    (XidSeverity.CRITICAL, True): Severity.FAULT,
+    (XidSeverity.CRITICAL, False): Severity.FAULT,
+}
+
+
+@pytest.mark.parametrize(("severity", "hardware"), MEANT)
+def test_every_xid_of_the_catalogue_is_judged_by_its_severity_and_by_whether_it_is_the_hardwares(severity, hardware):
+    own = [x for x in XIDS.values() if (x.severity, x.origin is XidOrigin.HARDWARE) == (severity, hardware)]
+    assert own
+    for xid in own:
+        judged = fold.judge(DriverEvent(DriverEventKind.XID, "GPU-a", 0.0, xid.code))
+        assert judged == Verdict(MEANT[severity, hardware], xid.meaning)
+
+
+def test_an_event_that_is_no_xid_is_harmless_unless_memory_was_lost():
+    lost = fold.judge(DriverEvent(DriverEventKind.ECC_DOUBLE, "GPU-a", 0.0))
+    assert lost == Verdict(Severity.FAULT, "an uncorrectable memory error")
+    for kind in set(DriverEventKind) - {DriverEventKind.ECC_DOUBLE}:
+        assert fold.judge(DriverEvent(kind, "GPU-a", 0.0, text="so it said")) == Verdict(
+            Severity.HARMLESS, "so it said"
+        )
+
+
+def test_only_what_is_an_xid_with_a_code_is_judged_by_the_catalogue():
+    other = next(kind for kind in DriverEventKind if kind not in (DriverEventKind.XID, DriverEventKind.ECC_DOUBLE))
+    for event in (
+        DriverEvent(other, "GPU-a", 0.0, 79, text="so it said"),
+        DriverEvent(DriverEventKind.XID, "GPU-a", 0.0, text="so it said"),
+    ):
+        assert fold.judge(event) == Verdict(Severity.HARMLESS, "so it said")
+
+
+# What is shown, and what is remembered, with its times.
+
+
+@pytest.mark.behaviour("STATE-1")
+def test_an_end_is_shown_of_the_state_that_it_is_the_end_of():
+    gpu = replace(a_gpu(), mig_mode=True)
+    bench = Bench(gpu, an_instance(gpu, 0), a_gpu(1))
+    bench.fault(0)
+    bench.fault(2, STRAIN)
+    out, slice_, strained = (fold.view(bench.host, bench.record(number)) for number in range(3))
+    assert (out.state, out.until) == (S.QUARANTINED, bench.now + HOUR + 1e9)
+    assert (slice_.state, slice_.until) == (S.QUARANTINED, None), "it is its GPU that is out"
+    assert (strained.state, strained.until) == (S.DEGRADED, bench.now + SETTINGS.degraded + 1e9)
+    bench.vanish()
+    shown_now = [fold.view(bench.host, bench.record(number)) for number in range(3)]
+    assert [(view.state, view.until, view.since) for view in shown_now] == [(S.OFFLINE, None, bench.now + 1e9)] * 3
+
+
+@pytest.mark.behaviour("STATE-1")
+def test_a_device_is_shown_with_its_cordon_those_who_hold_it_and_why_it_takes_no_work():
+    bench = four()
+    bench.claim(0, ClaimKind.ENGINE, ClaimKind.PROCESS)
+    shown_now = fold.view(bench.host, bench.record())
+    assert (shown_now.cordon, shown_now.claims, shown_now.refusal) == (None, 2, None)
+    assert shown_now.until is None
+    of = planned(bench, 100.0)
+    assert fold.view(bench.host, bench.record()).cordon == of
+    assert fold.view(bench.host, bench.record()).refusal is None
+    bench.wait(100.0)
+    shown_now = fold.view(bench.host, bench.record())
+    assert (shown_now.cordon, shown_now.refusal) == (of, Inadmissible.CORDONED)
+
+
+@pytest.mark.behaviour("STATE-1")
+def test_what_an_earlier_daemon_remembered_is_taken_over_on_this_boots_clock():
+    told = Remembered(S.QUARANTINED, "it broke", 1000.0, 4000.0, 7200.0, 0.0, None)
+    record = first_seen(a_gpu(), told, 100.0, 950.0)
+    assert record == Record(a_gpu(), S.QUARANTINED, "it broke", since=900.0, until=3900.0, length=7200.0)
+    assert first_seen(a_gpu(), None, 100.0, 950.0) == Record(a_gpu(), since=950.0)
+    tried = Remembered(S.PROBATION, "one trial", 1000.0, None, 7200.0, 120.0, None)
+    record = first_seen(a_gpu(), tried, 100.0, 950.0)
+    assert (record.until, record.proved, record.length, record.counted) == (None, 120.0, 7200.0, None)
+
+
+@pytest.mark.behaviour("STATE-1")
+def test_the_times_of_a_quarantine_come_back_from_what_is_remembered_of_it():
+    bench = four()
+    bench.fault()
+    before = bench.record()
+    (kept,) = fold.to_remember(bench.host).values()
+    assert (kept.since, kept.until) == (before.since + 1e9, before.until + 1e9)
+    after = Bench(*bench.devices, remembered=fold.to_remember(bench.host), now=bench.now + 10.0)
+    assert after.record() == before
+
+
+@pytest.mark.behaviour("STATE-1")
+def test_a_clock_that_goes_back_takes_no_work_away_that_was_proved():
+    record = Record(a_gpu(), S.PROBATION, proved=60.0, counted=1000.0)
+    assert [credited(record, now).proved for now in (999.5, 1000.0, 1000.5)] == [60.0, 60.0, 60.5]
+    assert credited(replace(record, counted=None), 2000.0).proved == 60.0
+
+
+@pytest.mark.behaviour("STATE-1")
+@pytest.mark.parametrize("kind", ClaimKind)
+def test_the_one_trial_of_a_probation_is_whatever_was_admitted_and_no_mere_process(kind):
+    bench = four()
+    bench.fault()
+    bench.wait(HOUR)
+    bench.claim(0, kind)
+    assert bench.admits() is (None if kind is ClaimKind.PROCESS else Inadmissible.PROBATION_BUSY)
+    assert bench.admits(holder="e0") is None
+    assert bench.admits(holder="e1") is bench.admits()
+
+
+def test_the_sixty_four_devices_that_went_last_are_still_shown():
+    bench = Bench(a_gpu())
+    for number in range(1, 70):
+        bench.wait(1)
+        bench.look(a_gpu(number))
+    gone = {device_id for device_id, record in bench.host.records.items() if record.gone is not None}
+    assert gone == {a_gpu(number).device_id for number in range(5, 69)}
+
+
+# Cordons.
+
+
+@pytest.mark.behaviour("STATE-1")
+def test_another_word_of_an_operator_replaces_the_one_before_and_is_told():
+    bench = four()
+    for cordon in (Cordon("new fan", 1.0), Cordon("new board", 2.0), Cordon("new board", 3.0, drain=True)):
+        bench.tell(fold.Cordoned(bench.devices[0].device_id, cordon))
+        assert bench.record().cordon == cordon
+    assert [note.fields for note in bench.noted(N.CORDONED)] == [
+        {"reason": "new fan", "drain": False},
+        {"reason": "new board", "drain": False},
+        {"reason": "new board", "drain": True},
+    ]
+    assert [(one.device_id, one.reason) for one in bench.moved] == [(bench.devices[0].device_id, "cordoned: new board")]
+
+
+@pytest.mark.behaviour("STATE-1")
+def test_a_window_that_has_not_begun_or_ended_is_left_as_it_is():
+    window = Cordon("new fan", 1.0, starts=100.0, ends=200.0)
+    ahead, inside = Record(a_gpu(), planned=window), Record(a_gpu(), cordon=window)
+    assert cordons.timed(ahead, 99.9) == ahead
+    assert cordons.timed(ahead, 100.0) == cordons.timed(inside, 199.9) == inside
+    assert cordons.timed(inside, 200.0) == cordons.timed(ahead, 200.0) == Record(a_gpu())
+    assert [cordons.due(record) for record in (ahead, inside, Record(a_gpu()))] == [100.0, 200.0, None]
+
+
+@pytest.mark.behaviour("STATE-1")
+@pytest.mark.parametrize(("starts", "in_force"), [(None, True), (99.0, True), (100.0, True), (101.0, False)])
+def test_an_order_is_in_force_at_once_unless_it_begins_later_and_ends_what_was_ordered_before(starts, in_force):
+    before = Record(a_gpu(), cordon=Cordon("old", 0.0), planned=Cordon("older", 0.0, 500.0))
+    cordon = Cordon("new fan", 1.0, starts=starts)
+    after = cordons.ordered(before, cordon, 100.0)
+    assert (after.cordon, after.planned) == ((cordon, None) if in_force else (None, cordon))
+    lifted = cordons.ordered(before, None, 100.0)
+    assert (lifted.cordon, lifted.planned) == (None, None)
+
+
+@pytest.mark.behaviour("STATE-1", "STATE-2")
+def test_work_is_to_leave_what_is_quarantined_drained_or_to_be_reset_and_the_instances_of_it():
+    gpu = replace(a_gpu(), mig_mode=True)
+    bench = Bench(gpu, an_instance(gpu, 0), a_gpu(1), a_gpu(2))
+
+    def leaving() -> list[str]:
+        return [fold.to_leave(bench.host, bench.record(number)) for number in range(3)]
+
+    assert leaving() == ["", "", ""]
+    bench.tell(fold.Cordoned(gpu.device_id, Cordon("new fan", 1.0)))
+    bench.fault(2, STRAIN)
+    assert leaving() == ["", "", ""]
+    bench.tell(fold.Cordoned(gpu.device_id, Cordon("new fan", 1.0, drain=True)))
+    bench.fault(2)
+    assert leaving() == ["cordoned: new fan", "cordoned: new fan", "XID 79: it broke"]
+    bench.tell(fold.Cordoned(gpu.device_id, None))
+    for action in RecoveryAction:
+        bench.look(replace(gpu, recovery_action=action), *bench.devices[1:])
+        asks = f"the driver asks: {action}" if action in RESETS else ""
+        assert leaving()[:2] == [asks, asks]
+
+
+@pytest.mark.behaviour("STATE-1")
+def test_each_device_whose_cordon_changes_is_told_whatever_is_or_is_not_said_of_the_others():
+    kept = {a_gpu(number).device_id: Remembered(cordon=Cordon("old", 1.0)) for number in (1, 3)}
+    bench = Bench(*(a_gpu(number) for number in range(4)), remembered=kept)
+    assert [note.device_id for note in bench.noted(N.CORDONED)] == list(kept)
+    for number in (2, 3, 0):
+        bench.notes.clear()
+        bench.tell(fold.Cordoned(bench.devices[number].device_id, Cordon("new fan", 2.0)))
+        assert [note.device_id for note in bench.noted(N.CORDONED)] == [bench.devices[number].device_id]
+    for number in (3, 1):
+        bench.notes.clear()
+        bench.tell(fold.Cordoned(bench.devices[number].device_id, None))
+        (note,) = bench.noted(N.UNCORDONED)
+        assert (note.device_id, note.fields) == (bench.devices[number].device_id, {"reason": ""})
+
+
+@pytest.mark.behaviour("STATE-1")
+def test_a_window_that_begins_within_the_rounding_of_a_clock_has_begun_and_one_a_little_later_has_not():
+    for seconds, begun in ((cordons.ROUNDING, True), (2 * cordons.ROUNDING, False)):
+        bench = four()
+        planned(bench, seconds)
+        assert (bench.record().cordon is not None) is begun
+
+
+@pytest.mark.behaviour("TEL-4")
+def test_a_drivers_event_is_told_with_what_it_says_and_without_what_it_does_not():
+    bench = four()
+    device_id = bench.devices[0].device_id
+    full = DriverEvent(DriverEventKind.XID, device_id, bench.now, 31, pid=77, text="MMU fault")
+    bare = DriverEvent(DriverEventKind.XID, None, bench.now)
+    harmless = Verdict(Severity.HARMLESS, "an illegal address")
+    for event in (full, bare):
+        bench.tell(fold.Happened(event, harmless))
+    told, less = bench.noted(N.DRIVER_EVENT)
+    common = {"kind": "XID", "source": full.source, "severity": "HARMLESS", "meaning": "an illegal address"}
+    assert (told.device_id, told.fields) == (device_id, {**common, "code": 31, "pid": 77, "text": "MMU fault"})
+    assert (less.device_id, less.fields) == ("", common)
+
+
+@pytest.mark.behaviour("STATE-2")
+@pytest.mark.parametrize("action", sorted(RESETS))
+def test_what_the_driver_still_asks_for_is_told_once_and_repairs_nothing(action):
+    bench = Bench(a_gpu(), a_gpu(1))
+    for _ in range(3):
+        bench.look(replace(a_gpu(), recovery_action=action), a_gpu(1))
+        assert (bench.state(), bench.record().health) == (S.RESETTING, S.AVAILABLE)
+    assert [(one.device_id, one.reason) for one in bench.moved] == [(a_gpu().device_id, f"the driver asks: {action}")]
+    bench.look(a_gpu(), a_gpu(1))
+    assert bench.state() is S.PROBATION
+    assert (
+        bench.record().reason == f"the driver no longer asks for {action.value.lower()}; one trial workload at a time"
+    )
+
+
+@pytest.mark.behaviour("STATE-1")
+def test_windows_that_end_at_one_time_are_told_of_each_device():
+    bench = four()
+    wall = bench.now + bench.host.offset
+    for device in bench.devices[:3]:
+        bench.tell(fold.Cordoned(device.device_id, Cordon("new fan", wall, ends=wall + 50.0)))
+    bench.wait(50.0)
+    assert [note.device_id for note in bench.noted(N.UNCORDONED)] == [d.device_id for d in bench.devices[:3]]
+
+
+def test_a_healthy_device_that_was_cordoned_is_as_it_is_since_it_was_seen_again():
+    bench = four()
+    bench.tell(fold.Cordoned(bench.devices[0].device_id, Cordon("new fan", 5.0)))
+    after = Bench(*bench.devices, remembered=fold.to_remember(bench.host), now=5000.0)
+    assert fold.view(after.host, after.record()).since == 5000.0 + after.host.offset

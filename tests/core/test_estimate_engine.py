@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from bench import estimates
+from poolmgr.adapters.modelfiles import ModelFileReader
+from poolmgr.model.shape import ModelShape
 from poolmgr.testing.shapes import FAMILIES, Shape, write_shape
+from tests.core.llamacpp_measured import MIB, ROWS, Measured, shape_of
 
 pytestmark = [pytest.mark.behaviour("MEM-1"), pytest.mark.e2e]
 
@@ -31,6 +34,28 @@ def test_each_buffer_is_as_the_engine_prints_it(tmp_path: Path, family: str) -> 
     for part, size in measured.items():
         # It prints two decimals, and a line per buffer.
         assert predicted[part] == pytest.approx(size, rel=0.01, abs=0.02 * estimates.MIB), part
+
+
+@pytest.mark.parametrize("row", ROWS[::8], ids=lambda row: f"{row.family}-{row.context}x{row.slots}-{row.cache}")
+def test_the_table_of_measurements_is_what_the_engine_prints_today(tmp_path: Path, row: Measured) -> None:
+    shape = Shape(
+        row.family, row.layers, row.width, row.heads, row.kv_heads, row.head, row.ffn, row.vocab, "Q8_0",
+        bool(row.tied), row.experts, row.experts_used, 8192, row.window, row.kv_rank, row.q_rank, dense=row.dense,
+    )  # fmt: skip
+    (path,) = write_shape(tmp_path / "m.gguf", shape)
+    measured = estimates.measure(path, row.context, row.slots, row.cache)
+    assert round(measured["compute"] / MIB, 2) == row.compute
+    assert round(measured["kv"] / MIB, 2) == row.kv
+    read = ModelFileReader().read(str(path))
+    assert lengths(read) == lengths(shape_of(row))
+
+
+def lengths(shape: ModelShape) -> ModelShape:
+    """Without weights, names and files."""
+    layers = tuple(
+        replace(one, attention_bytes=0, dense_bytes=0, expert_bytes=0, shared_bytes=0) for one in shape.layers
+    )
+    return replace(shape, layers=layers, name="", embedding_bytes=0, output_bytes=0, file_bytes=0)
 
 
 def test_a_series_of_files_is_read_as_the_engine_reads_it(tmp_path: Path) -> None:

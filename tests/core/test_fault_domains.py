@@ -100,3 +100,49 @@ def test_a_gpu_on_which_a_generation_has_failed_is_shunned_by_it_alone_and_for_a
     assert shunned(failures, "a", 2, last) == shunned(failures, "b", 1, last) == frozenset()
     assert shunned(failures, "a", 1, WINDOW_SECONDS) == frozenset()
     assert shunned(failures[1:], "a", 1, last) == frozenset()
+
+
+def test_the_limits_are_those_that_are_documented():
+    assert (WINDOW_SECONDS, FAILURES, CUDA_FAILURES, ELSEWHERE, REMEMBERED) == (3600.0, 5, 2, 2, 256)
+
+
+def test_a_failure_counts_for_less_than_an_hour_and_no_longer():
+    for before, told in ((WINDOW_SECONDS - 0.5, True), (WINDOW_SECONDS, False), (2 * WINDOW_SECONDS, False)):
+        failures, _ = fail((), FAILURES, every=0.0)
+        failures, why = fail(failures, FAILURES, "b", at=before, every=0.0)
+        assert bool(why) is told
+        assert (shunned(fail((), FAILURES, every=0.0)[0], "a", 1, before) == {"GPU-1"}) is told
+
+
+@pytest.mark.parametrize(("pool", "generation"), [("a", 2), ("b", 1), ("A", 9)])
+def test_only_the_failures_of_the_generation_that_is_to_blame_are_forgotten(pool, generation):
+    failures, _ = fail((), 1, pool, generation, device="GPU-3")
+    kept = failures
+    failures, _ = fail(failures, FAILURES)
+    failures, why = fail(failures, ELSEWHERE, device="GPU-2")
+    assert why.startswith("generation 1 has failures") and failures == kept
+
+
+def test_who_is_to_blame_is_said_with_every_number():
+    failures, _ = fail((), FAILURES, "b")
+    failures, why = fail(failures, FAILURES, "a", 7)
+    assert why == "failures of 2 generations on it within 3600 s: pool a generation 7, pool b generation 1"
+    failures, _ = fail((), 1, device="GPU-3", cause="CUDA_ERROR")
+    failures, _ = fail(failures, CUDA_FAILURES, cause="CUDA_ERROR")
+    failures, why = fail(failures, ELSEWHERE, device="GPU-2", cause="CUDA_ERROR")
+    assert why == (
+        "generation 1 has CUDA errors on 3 GPUs (2 on GPU-1, 2 on GPU-2, 1 on GPU-3): it is not the GPUs' fault"
+    )
+
+
+def test_what_is_remembered_is_the_latest():
+    failures, _ = fail((), REMEMBERED + 1, every=0.001)
+    assert failures[0].at == 0.001 and len(failures) == REMEMBERED
+
+
+def test_a_cuda_error_and_an_end_of_another_kind_are_shunned_apart():
+    failures, _ = fail((), CUDA_FAILURES - 1, cause="CUDA_ERROR")
+    failures, _ = fail(failures, FAILURES - 1)
+    assert shunned(failures, "a", 1, 10.0) == frozenset()
+    failures, _ = fail(failures, 1, cause="CUDA_ERROR")
+    assert shunned(failures, "a", 1, 10.0) == {"GPU-1"}

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from poolmgr.core.effects import AskWork, CountDeath, KillTree, NoteName, RunProbe, Terminate
+from poolmgr.core.hang import stall_text
 from poolmgr.core.messages import Drain, Tick, WorkAnswered
+from poolmgr.core.progress import Evidence
 from poolmgr.core.settle import next_deadline
 from poolmgr.core.state import Pool, ReloadPhase, owner
 from poolmgr.model.engine import CrashCause, ProbeOutcome, ProbeResult, Progress, Usage
-from poolmgr.model.pool import PoolState
+from poolmgr.model.pool import PoolState, ProbeSpec
 from poolmgr.model.settings import SupervisionSettings
 from tests.core.helpers import ENGINE, FAILED, NEXT, OK, Driver, a_pool, a_spec, notes, of, only, only_note
 
@@ -294,3 +296,110 @@ def test_an_engine_without_counters_is_asked_while_leased_where_that_is_configur
     driver.lease("held", ttl=300.0)
     driver.pass_looks(120.0)
     assert len(driver.asked) == 1 and not notes(driver.log, NoteName.ENGINE_HUNG)
+
+
+def test_an_answer_to_a_request_that_is_yet_to_come_changes_nothing():
+    driver = suspected()
+    before = driver.pool
+    driver.do(WorkAnswered(ENGINE, driver.asked[-1].serial + 1, NO_ANSWER))
+    assert driver.pool == before
+
+
+@pytest.mark.parametrize(
+    ("evidence", "text"),
+    [
+        (Evidence(), "leased for 0 s without a sign of work"),
+        (Evidence(stalled=1000.0), "leased for 4000 s without a sign of work"),
+        (
+            Evidence(looked=5000.0, read=1000.0, in_flight=2),
+            "2 requests in flight when its counters could last be read, 4000 s ago "
+            "(the limit is 60 s, its longest batch 0.0 s)",
+        ),
+        (
+            Evidence(looked=5000.0, read=5000.0, in_flight=3, stalled=1000.0, longest=40.0, measured=5000.0),
+            "3 requests in flight, no counter moved for 4000 s (the limit is 120 s, its longest batch 40.0 s)",
+        ),
+        (
+            Evidence(looked=5000.0, read=5000.0, in_flight=0),
+            "0 requests in flight, no counter moved for 0 s (the limit is 60 s, its longest batch 0.0 s)",
+        ),
+    ],
+)
+def test_a_verdict_is_told_with_the_numbers_that_it_rests_on(evidence, text):
+    assert stall_text(evidence, 5000.0, S) == text
+
+
+@pytest.mark.behaviour("LIVE-1")
+@pytest.mark.parametrize(
+    ("liveness", "interval", "pace"),
+    [
+        (ProbeSpec(), 5.0, 5.0 * 1.1 + 3.0 + 1.0),
+        (ProbeSpec(interval=20.0, timeout=10.0), 20.0, 20.0 * 1.1 + 10.0 + 1.0),
+    ],
+)
+@pytest.mark.parametrize("late", [-0.1, 0.1])
+def test_a_look_counts_what_it_did_not_see_up_to_the_time_that_a_look_may_take_and_no_longer(
+    liveness, interval, pace, late
+):
+    driver = Watched(pool=a_pool(a_spec(slots=2, liveness=liveness))).begin().stops()
+    driver.pass_looks(2 * interval)
+    before = owner(driver.pool, ENGINE).engine.evidence
+    assert before.stalled is not None and before.looked is not None
+    driver.now = before.looked + interval
+    assert of(RunProbe, driver.do(Tick()))
+    driver.now = before.looked + pace + late
+    driver.look()
+    after = owner(driver.pool, ENGINE).engine.evidence
+    assert after.looked == driver.now
+    assert after.stalled == pytest.approx(before.stalled + (pace + late if late > 0 else 0.0))
+
+
+def test_a_look_that_comes_while_nothing_is_suspected_leaves_no_suspicion():
+    driver = suspected()
+    driver.answers(WRONG, after=0.1)
+    run = owner(driver.pool, ENGINE).engine
+    assert (run.suspicion.asked, run.suspicion.failures) == (None, 1)
+    driver.works = True
+    driver.pass_looks(12.0)
+    assert owner(driver.pool, ENGINE).engine.suspicion is None
+
+
+def test_while_a_request_of_ours_is_under_way_it_alone_decides_also_past_the_long_limit():
+    driver = Watched(free=0).begin(in_flight=2).stops(computes=True)
+    driver.pass_looks(S.stall_limit - 15.0)
+    assert driver.state is PoolState.READY and not driver.asked
+    driver.free = 1
+    driver.pass_looks(6.0)
+    assert len(driver.asked) == 1
+    driver.free = 0
+    driver.pass_looks(40.0)
+    assert driver.state is PoolState.READY
+    driver.answers(NO_ANSWER, after=16.0)
+    assert driver.pool.last_error is not None and "a synthetic request had no answer" in driver.pool.last_error.message
+
+
+def test_counters_that_cannot_be_read_while_no_slot_is_free_convict_nobody_however_long():
+    driver = Watched(free=0).begin(in_flight=2).stops(computes=True)
+    driver.pass_looks(120.0)
+    driver.in_flight = None
+    driver.pass_looks(3 * S.stall_limit)
+    assert driver.state is PoolState.READY and not driver.asked
+
+
+def test_an_engine_that_does_not_say_what_is_free_is_asked_where_a_slot_is_not_leased():
+    for leases, asked in ((1, True), (2, False)):
+        driver = Watched().begin()
+        driver.free = None
+        for number in range(leases):
+            driver.lease(str(number), ttl=300.0)
+        driver.stops(computes=True).pass_looks(S.stall_window + 12.0)
+        assert bool(driver.asked) is asked
+
+
+def test_wrong_answers_in_a_row_are_told_with_their_number_and_the_last():
+    driver = suspected()
+    for number in range(S.health_check_failures):
+        driver.pass_looks(6.0)
+        driver.answers(ProbeResult(ProbeOutcome.FAILED, f"HTTP {500 + number}"), after=0.1)
+    assert driver.pool.last_error is not None
+    assert driver.pool.last_error.message.endswith("3 synthetic requests in a row failed; the last: HTTP 502")

@@ -194,6 +194,8 @@ def test_an_adopted_engine_becomes_ready_with_its_port_and_counts_no_restart():
 def test_an_adopted_engine_of_an_older_spec_is_replaced_once_it_is_ready():
     driver = Driver(a_remembering_pool())
     driver.do(Adopted(ENGINE, 77, 8123, current=False))
+    driver.do(LeasesKept())
+    driver.do(Recovered())
     driver.answer(OK)
     assert driver.state is S.STOPPING
     driver.crash(EXIT_0)

@@ -717,3 +717,27 @@ def test_a_pool_of_ours_takes_no_registration_and_no_heartbeat():
     for event in (Heartbeat(Beat("e1", ready=False)), Register(RegisteredEngine("e1"), driver.pool.spec, 9)):
         before = driver.pool
         assert driver.do(event) == [] and driver.pool == before
+
+
+# What a heartbeat asks for, and what it does not.
+
+
+@pytest.mark.behaviour("ENG-1")
+def test_a_heartbeat_has_an_engine_probed_only_when_it_says_for_the_first_time_that_it_is_ready():
+    driver = a_ready()
+    assert not of(RunProbe, driver.beat(ready=True))
+    assert not of(RunProbe, driver.beat())
+    driver.beat(ready=False)
+    assert not of(RunProbe, driver.beat(ready=False))
+    assert not of(RunProbe, driver.beat())
+    assert of(RunProbe, driver.beat(ready=True))
+    assert not of(RunProbe, driver.beat(ready=True))
+
+
+@pytest.mark.behaviour("DRN-5", "ENG-2")
+def test_a_registered_pool_is_forgotten_once_and_again_only_when_that_is_asked_again():
+    driver = a_ready()
+    assert len(of(Forget, driver.do(Delete()))) == 1
+    assert not of(Forget, driver.do(Tick()) + driver.pass_time(100.0))
+    assert len(of(Forget, driver.do(Delete()))) == 1
+    assert not of(Forget, a_ready().do(Drain()))

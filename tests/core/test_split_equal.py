@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -49,6 +50,13 @@ def test_a_share_that_is_more_than_the_smallest_device_has_is_refused_with_the_n
     assert "500 bytes weights + 50 bytes cache + 5 bytes overhead" in told.refusal.message
     assert "gpu1 has 500 bytes free" in told.refusal.message
     assert "1 device would fit: gpu0" in told.refusal.message
+
+
+def test_of_fewer_devices_that_would_fit_the_most_are_proposed_and_no_others():
+    told = plan(request(2000, 2000, 270, 270), search)
+    proposed = [text for text in told.explanation if re.match(r"\d devices? would fit", text)]
+    assert proposed == ["2 devices would fit: gpu0, gpu1"]
+    assert told.refusal.message.endswith("; 2 devices would fit: gpu0, gpu1")
 
 
 def test_where_fewer_devices_do_not_fit_either_a_pipeline_is_proposed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 
 import pytest
 
@@ -150,6 +151,32 @@ def test_a_fault_that_never_ends_is_a_time_out_and_no_kill(tmp_path):
     done = tried(root, tmp_path, Tier(("tests/core",), cpu_seconds=2))
     assert Verdict.TIMEOUT in {t.verdict for t in done}
     assert command.figures(done)["share"] < 1.0
+
+
+@pytest.mark.parametrize(("about", "first"), [(("limit*",), "test_own"), (("other",), "test_full"), ((), "test_full")])
+def test_a_fault_meets_the_tests_of_its_own_module_first(tmp_path, about, first):
+    root = a_tree(tmp_path, LOOKS_CLOSELY)
+    (root / "tests/core/test_own.py").write_text(LOOKS_CLOSELY.replace("test_full", "test_own"))
+    tiers = [Tier(("tests/core/test_limit.py",)), Tier(("tests/core/test_own.py",), about=about)]
+    path = f"poolmgr/core/{CODE}"
+    chosen = mutations(path, (root / path).read_text())[-1:]
+    (done,) = trials(root, chosen, tiers, 1, tmp_path / "trees")
+    assert (done.verdict, done.by) == (Verdict.KILLED, first)
+
+
+def test_the_tiers_have_every_test_of_core_once_but_those_that_start_engines():
+    every = {str(path.relative_to(command.ROOT)) for path in (command.ROOT / "tests/core").glob("test_*.py")}
+    tiers = command.TIERS.values()
+    named = [test for tier in tiers for test in tier.tests if test not in ("tests/core", "tests/runtime")]
+    left_out_of_examples = set(command.TIERS["examples"].deselected)
+    assert len(named) == len(set(named)) and set(named) <= every
+    assert left_out_of_examples == {*named, *command.ENGINES} and left_out_of_examples <= every
+
+
+def test_every_module_that_tests_are_about_is_one():
+    stems = {path.stem for path in (command.ROOT / command.CORE).glob("*.py")}
+    patterns = [pattern for tier in command.TIERS.values() for pattern in tier.about]
+    assert patterns and all(any(fnmatch(stem, pattern) for stem in stems) for pattern in patterns)
 
 
 def test_tests_that_fail_without_a_fault_are_an_error_and_kill_nothing(tmp_path):

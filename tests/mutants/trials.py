@@ -21,8 +21,8 @@ from pathlib import Path
 
 from tests.mutants.mutations import Mutation, mutated
 
-COPIED = ("poolmgr", "tests/__init__.py", "tests/conftest.py", "tests/core", "tests/runtime", "docs", "scripts",
-          "pyproject.toml", "README.md")  # fmt: skip
+COPIED = ("poolmgr", "tests/__init__.py", "tests/conftest.py", "tests/core", "tests/data", "tests/runtime", "docs",
+          "scripts", "pyproject.toml", "README.md")  # fmt: skip
 PRELOADED = ("pytest", "pytest_asyncio", "pytest_timeout", "hypothesis.stateful", "pydantic", "asyncio", "h11")
 WALL_FACTOR = 6  # of the limit of processor time: nothing waits, but the machine may be busy with others
 MARK = 1_000_000_000  # a time of modification that no cached bytecode was compiled at
