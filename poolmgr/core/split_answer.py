@@ -19,6 +19,12 @@ def in_gib(size: int) -> str:
     return f"{size / MIB:.1f} MiB" if size >= MIB // 10 else f"{size} bytes"
 
 
+def in_layers(stage: Stage) -> str:
+    """For people."""
+    first, last = stage.first_layer, stage.last_layer
+    return f"layer {first}" if first == last else f"layers {first} to {last}"
+
+
 def in_milliseconds(seconds: float) -> str:
     """For people."""
     return f"{seconds * 1e3:.3g} ms"

@@ -6,10 +6,11 @@ found by halving. The number of plans is limited (`Budget`): an explanation cost
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from poolmgr.core.split_answer import GIB, MIB, in_gib, in_milliseconds
+from poolmgr.core.split_answer import GIB, MIB, in_milliseconds
 from poolmgr.core.split_costs import Costs, Tables, at_context, evaluate, objective_of
 from poolmgr.model.plan import Found, Objective, SplitRequest
 
@@ -70,7 +71,8 @@ class MoreMemory:
     value: float
 
     def __str__(self) -> str:
-        return f"{in_gib(self.extra)} more on {self.device_id}"
+        enough = math.ceil(100 * self.extra / GIB) / 100  # rounded up: less would not do
+        return f"{enough:.2f} GiB more on {self.device_id}"
 
 
 def worded(objective: Objective, value: float) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from poolmgr.core.split_answer import in_gib, in_milliseconds, refused
+from poolmgr.core.split_answer import in_gib, in_layers, in_milliseconds, refused
 from poolmgr.core.split_changes import MOST_BYTES, Search, is_worth
 from poolmgr.core.split_costs import HOST, Tables, at_context, evaluate, objective_of
 from poolmgr.core.split_render import equal_shards, ratios
@@ -208,10 +208,7 @@ def _pipelines(request: SplitRequest, search: Search, least: int) -> Iterator[tu
 def _pipeline_text(grouped: SplitRequest, found: Found, width: int) -> str:
     if len(found.stages) == 1:
         return f"{grouped.devices[found.stages[0].device].device_id} alone"
-    stages = ", ".join(
-        f"layers {stage.first_layer} to {stage.last_layer} on {grouped.devices[stage.device].device_id}"
-        for stage in found.stages
-    )
+    stages = ", ".join(f"{in_layers(stage)} on {grouped.devices[stage.device].device_id}" for stage in found.stages)
     return f"a pipeline of {len(found.stages)} × {width} ({stages})"
 
 

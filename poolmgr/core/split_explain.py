@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from poolmgr.core.split_answer import MIB, gap, in_gib, in_milliseconds
+from poolmgr.core.split_answer import MIB, gap, in_gib, in_layers, in_milliseconds
 from poolmgr.core.split_changes import (
     Budget,
     Search,
@@ -53,11 +53,9 @@ def why_not(request: SplitRequest, missing: int, search: Search) -> tuple[str, .
 
 def _used(request: SplitRequest, found: Found, costs: Costs) -> Iterator[str]:
     for stage, seconds, headroom in zip(found.stages, costs.seconds, costs.headroom, strict=True):
-        count = stage.last_layer - stage.first_layer + 1
-        layers = f"layer {stage.first_layer}" if count == 1 else f"layers {stage.first_layer} to {stage.last_layer}"
         yield (
-            f"{request.devices[stage.device].device_id} is in: {layers}, {in_milliseconds(seconds)} per token, "
-            f"{in_gib(headroom)} left"
+            f"{request.devices[stage.device].device_id} is in: {in_layers(stage)}, "
+            f"{in_milliseconds(seconds)} per token, {in_gib(headroom)} left"
         )
 
 

@@ -15,7 +15,7 @@ from poolmgr.core.placement_score import usable_at_once
 from poolmgr.core.placement_split import feasibility
 from poolmgr.errors import ClientError
 from poolmgr.model.device import LinkKind
-from poolmgr.model.placement import PlacementAsk, Preference, SplitMode
+from poolmgr.model.placement import IdlePool, PlacementAsk, Preference, SplitMode
 from poolmgr.model.plan import MAX_DEVICES, DeviceProfile, LayerProfile, ModelProfile, SplitRequest
 from tests.core.placing import GIB, GPU, every_plan, fate_of, gpu, mig, model, numbers
 
@@ -33,6 +33,12 @@ def test_as_many_devices_as_go_together_may_be_asked_for_and_one_more_may_not():
     validate(PlacementAsk(device_count=0), [gpu(0)], [])
     with pytest.raises(ClientError, match=f"device_count is {MAX_DEVICES + 1}, it has to be 0 to {MAX_DEVICES}"):
         validate(PlacementAsk(device_count=MAX_DEVICES + 1), [gpu(0)], [])
+
+
+def test_an_idle_pool_may_free_and_cost_nothing():
+    validate(PlacementAsk(), [gpu(0)], [IdlePool("a", {GPU[0]: 0}, False, 0.0, 0.0)])
+    with pytest.raises(ClientError, match="'a' frees less than nothing"):
+        validate(PlacementAsk(), [gpu(0)], [IdlePool("a", {GPU[0]: -1}, False, 0.0, 0.0)])
 
 
 @pytest.mark.behaviour("MEM-2")

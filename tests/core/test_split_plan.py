@@ -114,7 +114,7 @@ def test_the_memory_that_would_make_it_fit_is_named_with_its_device_and_is_the_l
     told = plan(request, search)
     words = next(text for text in told.explanation if "would make it fit" in text)
     # 25 GiB of weights and cache and one of overhead on 12.
-    assert words == "14.0 GiB more on GPU-2 would make it fit"
+    assert words == "14.00 GiB more on GPU-2 would make it fit"
     assert told.refusal.missing_bytes == 14 * GIB - 40 * (GIB / 10 - GIB // 10)
     assert plan(replace(request, devices=(replace(MIXED[2], vram_free_bytes=26 * GIB),)), search).fits
 

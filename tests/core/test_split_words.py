@@ -8,7 +8,7 @@ import pytest
 
 from poolmgr.core.split import plan
 from poolmgr.core.split_answer import GIB, MIB, gap, in_gib, in_milliseconds
-from poolmgr.core.split_changes import Budget, half_context, is_worth, most_context, unlimited, worded
+from poolmgr.core.split_changes import Budget, half_context, is_worth, least_memory, most_context, unlimited, worded
 from poolmgr.core.split_costs import Costs
 from poolmgr.core.split_explain import MODEL as COST_MODEL
 from poolmgr.core.split_search import search
@@ -87,7 +87,7 @@ def test_memory_that_limits_a_latency_is_told_with_what_more_of_it_would_give():
     assert told(latency)[2:] == [
         "the plan comes to 3e+03 ms per token",
         "memory limits it: with room for everything everywhere it would be 2.25e+03 ms per token",
-        "5.0 GiB more on gpu0 would give 2.25e+03 ms per token",
+        "5.00 GiB more on gpu0 would give 2.25e+03 ms per token",
         "a context of 500 instead of 1000 would give 2.75e+03 ms per token",
         "it is the best plan, proved",
     ]
@@ -100,7 +100,7 @@ def test_a_plan_for_the_largest_context_is_told_at_that_context():
         "gpu0 is in: layers 0 to 1, 1.35e+03 ms per token, 2.0 GiB left",
         "gpu1 is in: layers 2 to 3, 1.35e+03 ms per token, 0 bytes left",
         "the plan comes to a context of 1500 tokens",
-        "0.2 GiB more on gpu1 would give a context of 1625 tokens",
+        "0.25 GiB more on gpu1 would give a context of 1625 tokens",
         "it is the best plan, proved",
     ]
 
@@ -110,7 +110,7 @@ def test_a_balanced_plan_is_told_in_shares_of_what_is_free():
     lines = told(asked(device(0, 16), device(1, 12), objective=Objective.BALANCED))
     assert lines[2:] == [
         "the plan comes to 8.3% of each device free",
-        "0.2 GiB more on gpu1 would give 10.2% of each device free",
+        "0.25 GiB more on gpu1 would give 10.2% of each device free",
         "a context of 500 instead of 1000 would give 16.7% of each device free",
         "it is the best plan, proved",
     ]
@@ -127,14 +127,14 @@ def test_what_does_not_fit_is_told_with_the_largest_layer_each_device_and_what_w
         "weights and cache take 20.0 GiB, the largest layer 5.0 GiB; 7.0 GiB are missing in the nearest plan",
         "gpu0: 10.0 GiB free, 1.0 GiB overhead",
         "gpu1: 5.0 GiB free, 1.0 GiB overhead, less than the largest layer takes",
-        "11.0 GiB more on gpu0 would make it fit",
+        "11.00 GiB more on gpu0 would make it fit",
     )
 
 
 def test_a_context_and_more_devices_that_would_fit_are_told():
     lines = told(asked(device(0, 18), device(1, 12), max_devices=1))
     assert lines[-3:] == [
-        "3.0 GiB more on gpu0 would make it fit",
+        "3.00 GiB more on gpu0 would make it fit",
         "a context of 250 instead of 1000 would fit",
         "2 devices instead of at most 1 would fit",
     ]
@@ -182,6 +182,13 @@ def test_as_many_plans_are_made_for_an_explanation_as_their_size_allows():
     layers = (LayerProfile(most, 0, 1),)
     assert Budget.of(replace(few, model=replace(FOUR, layers=layers)), search).left == 0
     assert Budget.of(replace(few, model=replace(FOUR, layers=(LayerProfile(most, 0),))), search).left == 64
+
+
+def test_the_last_plan_of_a_budget_is_made_and_none_after_it():
+    """11 GiB are missing: 7 steps of 3 GiB are enough, then 3 are not, 5 are, and 4 are."""
+    request = asked(device(0, 10))
+    found = [least_memory(request, Budget(search, left), None, 3 * GIB) for left in range(5)]
+    assert [more and more.extra // GIB for more in found] == [None, 21, 21, 15, 12]
 
 
 def test_half_a_context_is_asked_about_only_where_there_is_one_and_a_plan_left():
@@ -267,7 +274,7 @@ def test_a_plan_of_equal_shards_is_told_with_what_limits_it_and_who_is_left_out(
         "gpu2 out: 8 heads and 2 KV heads are shared by 2, the most that divide and are allowed",
     )
     assert lines[3:] == (
-        "a pipeline of 2 × 1 (layers 0 to 2 on gpu0, layers 3 to 3 on gpu1) would be faster: 2.5e+03 ms per "
+        "a pipeline of 2 × 1 (layers 0 to 2 on gpu0, layer 3 on gpu1) would be faster: 2.5e+03 ms per "
         "token instead of 3.25e+03 ms",
     )
 
