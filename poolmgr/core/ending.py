@@ -30,7 +30,9 @@ def refused(turn: Turn, fact: StartRefused) -> None:
     once = turn.pool.spec.restart is RestartMode.NEVER and fact.reason in _OF_DEVICES
     if fact.reason in NOT_ITS_OWN and not fact.permanent and not once:  # asked again in a while
         again = turn.at.now + turn.pool.settings.host_probe_interval
-        error = PoolError(fact.reason, fact.message, turn.at.wall)
+        error = turn.pool.last_error
+        if error is None or error.reason != CrashCause.DEVICE_LOST:  # that is why the device takes no work now
+            error = PoolError(fact.reason, fact.message, turn.at.wall)
         turn.set(then=Trigger.RETRY, resume_at=again, last_error=error, reason=f"{fact.reason}: {fact.message}")
         _settle_down(turn)
         return
@@ -41,8 +43,8 @@ def refused(turn: Turn, fact: StartRefused) -> None:
 
 def try_again(turn: Turn) -> None:
     """What kept the engine from starting may be over: no more waiting for the next look."""
-    error = turn.pool.last_error
-    if turn.pool.state is PoolState.BACKOFF and error is not None and error.reason in _OF_DEVICES:
+    reason, _, _ = turn.pool.reason.partition(":")
+    if turn.pool.state is PoolState.BACKOFF and reason in _OF_DEVICES:
         turn.set(resume_at=turn.at.now)
 
 

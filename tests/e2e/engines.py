@@ -38,12 +38,12 @@ def scripted(
     )
 
 
-def ask(endpoint: str, path: str, body: object = None) -> tuple[int, object]:
+def ask(endpoint: str, path: str, body: object = None, seconds: float = 20.0) -> tuple[int, object]:
     """(status, JSON) of the engine's answer."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"http://{endpoint}{path}", data, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=20) as response:
+        with urllib.request.urlopen(request, timeout=seconds) as response:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         with error:

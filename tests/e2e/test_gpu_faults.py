@@ -192,8 +192,9 @@ def test_an_engine_that_dies_of_an_xid_lost_its_device_which_is_out_for_the_next
     ended = daemon.until(pool_id, lambda p: p.last_error.reason == "DEVICE_LOST")
     assert f"XID {FALLEN_OFF}" in ended.last_error.message and uuid in ended.last_error.message
     assert (ended.last_error.exit_code, ended.live) == (1, False)
-    refused = daemon.until(pool_id, lambda p: p.last_error.reason == "DEVICE_UNAVAILABLE")
-    assert refused.state == pb.Pool.BACKOFF and uuid in refused.last_error.message
+    refused = daemon.until(pool_id, lambda p: p.state_reason.startswith("DEVICE_UNAVAILABLE"))
+    assert refused.state == pb.Pool.BACKOFF and uuid in refused.state_reason
+    assert refused.last_error == ended.last_error, "why it takes none is told still"
     event = daemon.wait_for_log("driver_event", offset)
     assert (event["device_id"], event["code"]) == (uuid, FALLEN_OFF)
     # Not for ever: after this there is a trial, and a probation.

@@ -44,7 +44,7 @@ def llama(model: Path, slots: int = 2, context: int = CONTEXT, **fields: object)
 def complete(endpoint: str, tokens: int = 8) -> dict[str, object]:
     """The answer to a completion of exactly so many tokens."""
     body = {"prompt": "hello", "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-    status, answer = ask(endpoint, "/v1/completions", body)
+    status, answer = ask(endpoint, "/v1/completions", body, seconds=120.0)
     assert status == 200 and isinstance(answer, dict), answer
     return answer
 
@@ -94,7 +94,7 @@ def test_a_request_in_flight_finishes_while_its_pool_drains(
             request = threads.submit(complete, lease.endpoint, tokens)
             eventually(lambda: request.done() or busy(lease.endpoint), 20)
             assert client.drain(pool_id).state == pb.Pool.DRAINING and not request.done()
-            assert request.result(60)["usage"]["completion_tokens"] == tokens  # type: ignore[index]
+            assert request.result(120)["usage"]["completion_tokens"] == tokens  # type: ignore[index]
             assert client.get_pool(pool_id).pid == pool.pid
         stopped = daemon.until(pool_id, lambda p: p.state == pb.Pool.STOPPED)
     assert stopped.state_reason == "drained" and not psutil.pid_exists(pool.pid)
