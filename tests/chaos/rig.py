@@ -309,7 +309,10 @@ class Rig:
         stat = procs.stat(int(engine["pid"]))  # type: ignore[call-overload]
         if stat is None:
             return None
-        arguments = Path(f"/proc/{stat.parent}/cmdline").read_bytes().split(b"\0")
+        try:
+            arguments = Path(f"/proc/{stat.parent}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):  # it was just ending
+            return None
         return stat.parent if any(word.endswith(b"/shim") for word in arguments) else None
 
     def is_settled(self, client: Client, pool_id: str) -> bool:
